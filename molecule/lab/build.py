@@ -1,0 +1,257 @@
+"""Builds what the lab is made of, cached by content: Go programs, root file systems, container images."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "metalhub" / "lab"
+STATE = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "metalhub" / "lab"
+COMPONENTS: dict[str, Any] = yaml.safe_load((HERE / "components.yml").read_text())
+GO_CACHE = CACHE / "go"
+# How often a long step says that it is alive.
+PROGRESS_SECONDS = 20
+
+
+IMAGE_LABEL = "metalhub.lab.image"
+# Descriptors of the lock while this process holds it, and what its threads are making.
+HELD: list[int] = []
+MAKING: defaultdict[str, Lock] = defaultdict(Lock)
+
+
+def say(text: str) -> None:
+    """Print one line of progress."""
+    print(f"lab: {text}", flush=True)
+
+
+@contextmanager
+def alone() -> Generator[None]:
+    """Keep other lab commands waiting; entering it again inside is free.
+
+    Programs started by `run` inherit the lock: after a kill -9 the next command waits for what they still write.
+    """
+    if HELD:  # by this thread or by one that waits for it
+        yield
+        return
+    CACHE.mkdir(parents=True, exist_ok=True)
+    HELD.append(os.open(CACHE / ".lock", os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        try:
+            fcntl.flock(HELD[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another lab command is at work; waiting for it …")
+            fcntl.flock(HELD[0], fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(HELD.pop())
+
+
+def run(*words: object, **options: Any) -> str:
+    """Run a program and return its output; one that fails ends the lab's command with the program's last words."""
+    command = [str(word) for word in words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    done = subprocess.run(command, check=False, pass_fds=HELD, **options)
+    if done.returncode:
+        shown = shlex.join(command)
+        sys.exit(f"lab: {shown[:200]} ended with {done.returncode}:\n{str(done.stderr or '').strip()[-2000:]}")
+    return done.stdout or ""
+
+
+def digest(*parts: object) -> str:
+    """Short hash of strings, and of the names and contents of files and of what is below directories."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path) and part.is_dir():
+            files = sorted(path for path in part.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+            for path in files:
+                found.update(f"{path.relative_to(part)}\0".encode() + path.read_bytes())
+        elif isinstance(part, Path):
+            found.update(f"{part.name}\0".encode() + part.read_bytes())
+        else:
+            found.update(f"{part}\0".encode())
+    return found.hexdigest()[:16]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
+    """Return the cached file or directory `name-key`; make it first where it is missing, whole or not at all.
+
+    Of each name the two that were used last are kept.
+    """
+    target = CACHE / f"{name}-{key}"
+    if not target.exists():
+        with alone(), MAKING[target.name]:
+            if not target.exists():
+                staging = CACHE / f".{name}-{key}.new"
+                remove(staging)
+                began = time.monotonic()
+                say(f"building {name} …")
+                make(staging)
+                staging.rename(target)
+                say(f"built {name} in {time.monotonic() - began:.0f} s")
+    os.utime(target)
+    same = [path for path in CACHE.glob(f"{name}-*") if re.fullmatch("[0-9a-f]{16}", path.name[len(name) + 1 :])]
+    for old in sorted(same, key=lambda path: path.stat().st_mtime, reverse=True)[2:]:
+        remove(old)
+    return target
+
+
+def go(name: str, *words: str, cwd: Path | None = None, **environment: str) -> None:
+    """Run the go command with the lab's own caches; tells how far it is, and on failure what it said."""
+    settings = {
+        "CGO_ENABLED": "0",
+        "GOPATH": str(GO_CACHE / "path"),
+        "GOCACHE": str(GO_CACHE / "build"),
+        "GOFLAGS": "-buildvcs=false -modcacherw",
+        "GOTOOLCHAIN": "auto",
+    }
+    command = shutil.which("go") or str(HERE.parents[1] / ".venv/bin/go")
+    said: deque[str] = deque(maxlen=40)
+    modules = packages = 0
+    began = told = time.monotonic()
+    with subprocess.Popen(
+        [command, words[0], "-v", *words[1:]],
+        cwd=cwd,
+        env=os.environ | settings | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        pass_fds=HELD,
+    ) as child:
+        for line in child.stderr or ():
+            said.append(line)
+            modules, packages = (modules + 1, packages) if line.startswith("go: ") else (modules, packages + 1)
+            if time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                say(f"  {name}: {modules} modules fetched, {packages} packages compiled in {told - began:.0f} s")
+    if child.returncode:
+        sys.exit(f"lab: go {words[0]} of {name} failed:\n{''.join(said)[-3000:]}")
+
+
+def kubernetes(release: str) -> Path:
+    """The multi-call binary stamped as `release`, for example v1.35.4+rke2r1."""
+    minor = ".".join(release[1:].split(".")[:2])
+    source = HERE / "go/kubernetes"
+    stamp = {
+        "gitVersion": release,
+        "gitMajor": "1",
+        "gitMinor": minor[2:],
+        "gitTreeState": "clean",
+        "gitCommit": "lab",
+        "buildDate": "1970-01-01T00:00:00Z",
+    }
+    packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+    flags = " ".join(
+        ["-s -w", *(f"-X {package}.{key}={value}" for package in packages for key, value in stamp.items())]
+    )
+
+    def make(target: Path) -> None:
+        work = CACHE / f".src-{minor}"
+        remove(work)
+        work.mkdir()
+        for name, path in (
+            ("main.go", source / "main.go"),
+            ("go.mod", source / f"{minor}.mod"),
+            ("go.sum", source / f"{minor}.sum"),
+        ):
+            shutil.copy(path, work / name)
+        go(f"kubernetes-{release}", "build", "-trimpath", "-ldflags", flags, "-o", str(target), ".", cwd=work)
+        remove(work)
+
+    return cached(f"kubernetes-{release}", digest(source / "main.go", source / f"{minor}.mod", flags), make)
+
+
+def program(name: str) -> Path:
+    """One Go program from the components' list."""
+    package = COMPONENTS["programs"][name]
+
+    def make(target: Path) -> None:
+        scratch = CACHE / ".gobin"
+        go(name, "install", "-trimpath", "-ldflags", "-s -w", package, GOBIN=str(scratch))
+        (scratch / name).rename(target)
+
+    return cached(name, digest(package), make)
+
+
+def pause() -> Path:
+    """The sandbox program, from this project's own source."""
+    source = HERE / "go/pause"
+    return cached(
+        "pause",
+        digest(source),
+        lambda target: go("pause", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(target), ".", cwd=source),
+    )
+
+
+def debian(name: str, packages: list[str]) -> Path:
+    """A root file system of the distribution as a tar archive."""
+
+    def make(target: Path) -> None:
+        include = f"--include={','.join(packages)}"
+        with target.open("wb") as sink:
+            run("mmdebstrap", "--quiet", "--variant=minbase", include, COMPONENTS["debian"], "-", stdout=sink)
+
+    return cached(name, digest(COMPONENTS["debian"], *packages), make)
+
+
+def tools() -> Path:
+    """The directory with the distribution's programs that the artifact and the images carry."""
+    archive = debian("debian-tools", COMPONENTS["debian_tools"])
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        run("tar", "-xf", archive, "-C", target, "--exclude=./dev/*")
+
+    return cached("tools", digest(archive.name), make)
+
+
+def image(kind: str, archive: Path) -> str:
+    """The name of the container image made of a root file system and `<kind>/prepare.sh`; older ones are removed."""
+    repository = f"metalhub-lab-{kind}"
+    name = f"{repository}:{digest(archive.name, HERE / kind)}"
+    if subprocess.run(["docker", "image", "inspect", name], capture_output=True, check=False).returncode:
+        with alone():
+            say(f"importing {repository} …")
+            base = f"{name}-base"
+            run("docker", "import", "--change", f"LABEL {IMAGE_LABEL}=1", archive, base)
+            recipe = f"FROM {base}\nCOPY . /opt/\nRUN sh /opt/prepare.sh\n"
+            environment = os.environ | {"DOCKER_BUILDKIT": "0"}
+            run("docker", "build", "-q", "-t", name, "-f", "-", HERE / kind, input=recipe, env=environment)
+            tags = run("docker", "images", "--format", "{{.Repository}}:{{.Tag}}", repository).split()
+            # One that a container still runs from stays until a later time.
+            stale = [tag for tag in tags if tag != name]
+            subprocess.run(["docker", "rmi", *stale], capture_output=True, check=False)
+            run("docker", "image", "prune", "--force", "--filter", f"label={IMAGE_LABEL}")
+    return name
+
+
+def node_image() -> str:
+    """The image of a node as its installer leaves it."""
+    return image("node", debian("debian-node", COMPONENTS["debian_node"]))
+
+
+def gate_image() -> str:
+    """The image of the gate: the distribution's tools and what gate/ says."""
+    return image("gate", debian("debian-tools", COMPONENTS["debian_tools"]))

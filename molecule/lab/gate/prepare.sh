@@ -1,0 +1,6 @@
+#!/bin/sh
+# Once, while the image is made.
+set -eu
+install -m 0755 /opt/serve.sh /usr/local/sbin/serve
+install -d /srv
+rm -rf /opt/*

@@ -1,0 +1,3 @@
+module lab.example/pause
+
+go 1.25.0

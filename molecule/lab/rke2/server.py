@@ -1,0 +1,530 @@
+"""`rke2 server`: certificates and static pods by kubeadm's phases, membership by etcd itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import supervisor
+from config import CRITICAL, Config, Fatal, log
+from paths import KUBEADM, KUBECONFIG, NODE_PASSWORD, SHARED_PKI, TLS_COPIES, TLS_LINKS
+from supervisor import Client, Refused, Route, secure
+from system import Node, notify, point, run, wait_for, write
+
+
+class Server(Node):
+    """One control-plane node."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.ready = False
+        self.seen: set[str] = set()
+        self.token = ""
+        self.etcd_ready = self.paths.db / "etcd" / "member"
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def main(self) -> None:
+        """Start everything in upstream's order and stay."""
+        joining = bool(self.config.get("server")) and not self.etcd_ready.exists()
+        self.unpack()
+        for path in (
+            self.paths.pods,
+            self.paths.manifests,
+            self.paths.tls,
+            self.paths.db / "snapshots",
+            KUBEADM,
+            self.paths.server / "cred",
+        ):
+            path.mkdir(parents=True, exist_ok=True)
+        self.paths.db.chmod(0o700)
+        self.paths.tls.chmod(0o700)
+        point(KUBEADM / "manifests", self.paths.pods)
+        self.package()
+        password = node_password()
+        self.token = self.config.secret("token") or self.stored_token() or secrets.token_hex(16)
+        client = None
+        if joining:
+            client = Client(self.config.get("server"), self.token, "server")
+            answer = client.json("POST", "/v1-rke2/join", self.join_request("server", password))
+            for name, content in answer["pki"].items():
+                write(self.paths.tls / name, content)
+        elif (self.paths.server / "token").exists() and supervisor.short(self.token) != supervisor.short(
+            self.stored_token()
+        ):
+            raise Fatal("bootstrap data already found and encrypted with different token")
+        self.certificates()
+        self.containerd()
+        self.watch()
+        supervisor.serve(self.paths.tls, self.routes(), self.tokens)
+        if client:
+            self.join(answer["servers"])
+        else:
+            self.etcd_manifest()
+            self.control_plane()
+            self.kubelet(None, self.config.all("node-label"))
+        wait_for("the API server", self.api_ready, 900)
+        self.register(password)
+        self.ready = True
+        notify(self.notify_socket, "READY=1")
+        log("info", "rke2 is up and running")
+        while True:
+            self.maintain()
+            time.sleep(10)
+
+    def package(self) -> None:
+        """Lay down the packaged HelmCharts, this cluster's networks set in them."""
+        config = self.config
+        values = {
+            "global.clusterCIDR": config.get("cluster-cidr"),
+            "global.clusterDomain": config.get("cluster-domain"),
+            "service.clusterIP": config.get("cluster-dns"),
+        }
+        with zipfile.ZipFile(sys.argv[0]) as archive:
+            for entry in (name for name in archive.namelist() if name.startswith("charts/")):
+                name = Path(entry).stem
+                path = self.paths.manifests / f"{name}.yaml"
+                if name in config.all("disable") or (name == "rke2-canal" and "canal" not in config.all("cni")):
+                    path.unlink(missing_ok=True)
+                    continue
+                chart = {
+                    "apiVersion": "helm.cattle.io/v1",
+                    "kind": "HelmChart",
+                    "metadata": {"name": name, "namespace": "kube-system"},
+                    "spec": {
+                        "bootstrap": True,
+                        "chartContent": base64.b64encode(archive.read(entry)).decode(),
+                        "set": values,
+                        "targetNamespace": "kube-system",
+                    },
+                }
+                write(path, yaml.safe_dump(chart))
+
+    def stored_token(self) -> str:
+        """The token of an earlier start, empty before the first."""
+        path = self.paths.server / "token"
+        return path.read_text().strip() if path.exists() else ""
+
+    def critical(self) -> dict[str, Any]:
+        """What must be the same on all servers; the agent token takes part by its hash."""
+        values = {key: self.config.get(key) for key in CRITICAL}
+        return values | {"agent-token": hashlib.sha256(self.config.secret("agent-token").encode()).hexdigest()}
+
+    def join_request(self, role: str, password: str) -> dict[str, Any]:
+        """What this node tells the server it joins through."""
+        return {
+            "role": role,
+            "node": self.config.node_name,
+            "ip": self.config.node_ip,
+            "password": password,
+            "critical": self.critical(),
+        }
+
+    def kubeadm(self, *words: object, config: str = "kubeadm.yaml", timeout: float = 300) -> str:
+        """Run kubeadm with a configuration of ours and return its output."""
+        return run(self.home / "kubeadm", *words, "--config", self.paths.etc / config, timeout=timeout).stdout
+
+    def kubectl(self, *words: object, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run kubectl as the cluster's administrator on this node's API server."""
+        return run(
+            self.home / "kubectl", "--kubeconfig", self.paths.admin, *words, check=check, input=stdin, timeout=60
+        )
+
+    def documents(self, endpoint: str) -> list[dict[str, Any]]:
+        """kubeadm's configuration of this node, for an API server at `endpoint`."""
+        config = self.config
+
+        def args(*keys: str, **fixed: str) -> list[dict[str, str]]:
+            pairs = [(name.replace("_", "-"), value) for name, value in fixed.items()]
+            pairs += [tuple(word.split("=", 1)) for key in keys for word in config.all(key)]  # type: ignore[misc]
+            return [{"name": name, "value": value} for name, value in dict(pairs).items()]
+
+        sans = [config.node_ip, "127.0.0.1", "localhost", config.node_name, *config.all("tls-san")]
+        registration = {"name": config.node_name, "criSocket": "unix:///run/k3s/containerd/containerd.sock"}
+        cluster = {
+            "kind": "ClusterConfiguration",
+            "kubernetesVersion": self.release["version"],
+            "imageRepository": self.release["repository"],
+            "certificatesDir": str(self.paths.tls),
+            "controlPlaneEndpoint": endpoint,
+            "networking": {
+                "podSubnet": config.get("cluster-cidr"),
+                "serviceSubnet": config.get("service-cidr"),
+                "dnsDomain": config.get("cluster-domain"),
+            },
+            "etcd": {
+                "local": {
+                    "dataDir": str(self.paths.db / "etcd"),
+                    "imageTag": self.release["tag"],
+                    "extraArgs": args("etcd-arg", heartbeat_interval="500", election_timeout="5000"),
+                }
+            },
+            "apiServer": {
+                "certSANs": list(dict.fromkeys(sans)),
+                "extraArgs": args("kube-apiserver-arg", anonymous_auth="false", profiling="false"),
+            },
+            "controllerManager": {"extraArgs": args("kube-controller-manager-arg", profiling="false")},
+            "scheduler": {"extraArgs": args("kube-scheduler-arg", profiling="false")},
+        }
+        local = {"advertiseAddress": config.node_ip}
+        init = {"kind": "InitConfiguration", "localAPIEndpoint": local, "nodeRegistration": registration}
+        join = {
+            "kind": "JoinConfiguration",
+            "controlPlane": {"localAPIEndpoint": local},
+            "discovery": {"file": {"kubeConfigPath": str(KUBEADM / "admin.conf")}},
+            "nodeRegistration": registration,
+        }
+        return [document | {"apiVersion": "kubeadm.k8s.io/v1beta4"} for document in (cluster, init, join)]
+
+    def certificates(self) -> None:
+        """Certificates and kubeconfigs by kubeadm; a serving certificate that lacks a wanted name is made anew."""
+        cluster, init, join = self.documents("127.0.0.1:6443")
+        write(self.paths.etc / "kubeadm.yaml", yaml.safe_dump_all([cluster, init]))
+        write(self.paths.etc / "join.yaml", yaml.safe_dump(join))
+        names = json.dumps(cluster["apiServer"]["certSANs"])
+        mark = self.paths.tls / ".apiserver-names"
+        if mark.exists() and mark.read_text() != names:
+            for suffix in ("crt", "key"):
+                (self.paths.tls / f"apiserver.{suffix}").unlink(missing_ok=True)
+        self.kubeadm("init", "phase", "certs", "all")
+        write(mark, names)
+        self.kubeadm("init", "phase", "kubeconfig", "all")
+        for source, name in TLS_LINKS.items():
+            link = self.paths.tls / name
+            if not link.is_symlink():
+                link.symlink_to(Path(source).name)
+        for source, name in TLS_COPIES.items():
+            write(self.paths.tls / name, (self.paths.tls / source).read_text())
+        write(self.paths.agent / "client-ca.crt", (self.paths.tls / "ca.crt").read_text(), 0o644)
+        admin = (KUBEADM / "super-admin.conf").read_text()
+        write(self.paths.admin, admin)
+        write(KUBECONFIG, admin, int(str(self.config.get("write-kubeconfig-mode") or "600"), 8))
+        write(self.paths.agent / "kubelet.kubeconfig", (KUBEADM / "kubelet.conf").read_text())
+        proxy = self.paths.agent / "kubeproxy.kubeconfig"
+        if not proxy.exists():
+            write(proxy, self.user("system:kube-proxy"))
+        ca = (self.paths.tls / "ca.crt").read_bytes()
+        write(self.paths.server / "token", secure(self.token, ca, "server") + "\n")
+        agent_token = self.config.secret("agent-token")
+        write(self.paths.server / "agent-token", secure(agent_token or self.token, ca, "node") + "\n")
+        if not (self.paths.server / "node-token").is_symlink():
+            (self.paths.server / "node-token").symlink_to("token")
+
+    def user(self, name: str) -> str:
+        """A kubeconfig for one user of the cluster, at the local load balancer's address."""
+        return self.kubeadm("kubeconfig", "user", f"--client-name={name}")
+
+    def control_plane(self) -> None:
+        """Static pods of API server, controller manager and scheduler, and kube-proxy's."""
+        # kubeadm writes where the kubelet watches; a pod that is not finished yet must not start.
+        staging = self.paths.etc / "manifests"
+        staging.mkdir(parents=True, exist_ok=True)
+        point(KUBEADM / "manifests", staging)
+        try:
+            self.kubeadm("init", "phase", "control-plane", "all")
+        finally:
+            point(KUBEADM / "manifests", self.paths.pods)
+        path = staging / "kube-apiserver.yaml"
+        pod = yaml.safe_load(path.read_text())
+        container = pod["spec"]["containers"][0]
+        tls = self.paths.tls
+        # anonymous-auth=false answers kubeadm's HTTP probes with 401; upstream asks with kubectl too.
+        get = ["kubectl", "--server=https://localhost:6443", f"--certificate-authority={tls}/ca.crt"]
+        get += [
+            f"--client-certificate={tls}/apiserver-kubelet-client.crt",
+            f"--client-key={tls}/apiserver-kubelet-client.key",
+            "get",
+        ]
+        for probe, question, period in (
+            ("livenessProbe", "livez", 10),
+            ("readinessProbe", "readyz", 10),
+            ("startupProbe", "livez", 5),
+        ):
+            container[probe].pop("httpGet", None)
+            container[probe] |= {
+                "exec": {"command": [*get, f"--raw=/{question}"]},
+                "periodSeconds": period,
+                "timeoutSeconds": 15,
+            }
+        if self.config.get("audit-policy-file"):
+            policy = self.config.get("audit-policy-file")
+            container["command"] += [
+                f"--audit-policy-file={policy}",
+                f"--audit-log-path={self.paths.server}/logs/audit.log",
+            ]
+            for name, host, kind in (
+                ("policy", policy, "File"),
+                ("audit", f"{self.paths.server}/logs", "DirectoryOrCreate"),
+            ):
+                container["volumeMounts"].append({"name": name, "mountPath": host})
+                pod["spec"]["volumes"].append({"name": name, "hostPath": {"path": host, "type": kind}})
+        path.write_text(yaml.safe_dump(pod))
+        for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler"):
+            write(self.paths.pods / f"{name}.yaml", (staging / f"{name}.yaml").read_text())
+        self.kube_proxy()
+
+    def etcd_manifest(self) -> None:
+        """etcd's static pod: made by kubeadm once, afterwards only its image follows the artifact."""
+        path = self.paths.pods / "etcd.yaml"
+        if not path.exists():
+            self.kubeadm("init", "phase", "etcd", "local")
+            return
+        pod = yaml.safe_load(path.read_text())
+        image = f"{self.release['repository']}/etcd:{self.release['tag']}"
+        if pod["spec"]["containers"][0]["image"] != image:
+            pod["spec"]["containers"][0]["image"] = image
+            path.write_text(yaml.safe_dump(pod))
+
+    def join(self, servers: list[str]) -> None:
+        """Join etcd as a learner through a server that answers, then start the control plane."""
+        mine = f"https://{self.config.node_ip}:2380"
+        remote = [f"https://{server}:2379" for server in servers]
+        for member in self.members(remote):
+            if mine in member["peerURLs"]:
+                log("info", f"Removing stale etcd member {member.get('name')} with this node's address")
+                self.etcdctl(remote, "member", "remove", f"{member['ID']:x}")
+            elif member.get("isLearner"):
+                raise Fatal("etcdserver: too many learner members in cluster")
+        self.kubelet(None, self.config.all("node-label"))
+        admin = (KUBEADM / "super-admin.conf").read_text()
+        answering = next(
+            (
+                server
+                for server in servers
+                if self.etcdctl([f"https://{server}:2379"], "endpoint", "health", check=False).returncode == 0
+            ),
+            servers[0],
+        )
+        write(KUBEADM / "admin.conf", admin.replace("https://127.0.0.1:6443", f"https://{answering}:6443"))
+        try:
+            self.kubeadm("join", "phase", "etcd-join", config="join.yaml", timeout=240)
+        except Fatal:
+            # A half-made member must not greet the next attempt.
+            (self.paths.pods / "etcd.yaml").unlink(missing_ok=True)
+            shutil.rmtree(self.paths.db / "etcd", ignore_errors=True)
+            raise
+        finally:
+            (KUBEADM / "admin.conf").unlink(missing_ok=True)
+        self.kubeadm("init", "phase", "kubeconfig", "admin")
+        self.control_plane()
+
+    def etcdctl(self, endpoints: list[str], *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run etcdctl with this server's certificate."""
+        tls = self.paths.tls / "etcd"
+        flags = [
+            f"--endpoints={','.join(endpoints)}",
+            f"--cacert={tls}/ca.crt",
+            f"--cert={tls}/server.crt",
+            f"--key={tls}/server.key",
+        ]
+        return run(self.home / "etcdctl", *flags, "--command-timeout=10s", *words, check=check, timeout=30)
+
+    def members(self, endpoints: list[str]) -> list[dict[str, Any]]:
+        """etcd's members as etcd itself tells them."""
+        return json.loads(self.etcdctl(endpoints, "member", "list", "-w", "json").stdout)["members"]  # type: ignore[no-any-return]
+
+    def api_ready(self) -> bool:
+        """Whether this node's API server says that it is ready."""
+        return self.kubectl("get", "--raw=/readyz", check=False).returncode == 0
+
+    def register(self, password: str) -> None:
+        """What needs the API once per start: kubeadm's own objects, this node's labels and password."""
+        for part in ("kubeadm", "kubelet"):
+            self.kubeadm("init", "phase", "upload-config", part)
+        self.kubeadm("init", "phase", "bootstrap-token")
+        wait_for(
+            "this node to register",
+            lambda: self.kubectl("get", "node", self.config.node_name, check=False).returncode == 0,
+            300,
+        )
+        roles = [f"node-role.kubernetes.io/{role}=true" for role in ("control-plane", "etcd")]
+        self.kubectl("label", "--overwrite", "node", self.config.node_name, *roles)
+        self.check_password(self.config.node_name, password)
+        image = f"--default-job-image={self.release['repository']}/klipper-helm:1"
+        flags = ["--namespace=kube-system", f"--kubeconfig={self.paths.admin}", f"--node-name={self.config.node_name}"]
+        self.start("helm-controller", self.home / "helm-controller", *flags, image)
+        crd = ("get", "crd", "helmcharts.helm.cattle.io", "helmchartconfigs.helm.cattle.io")
+        wait_for("the HelmChart resources", lambda: self.kubectl(*crd, check=False).returncode == 0, 120)
+        self.deploy()
+
+    # -- steady state --------------------------------------------------------------------------------------------
+
+    def maintain(self) -> None:
+        """Apply changed manifests, report EtcdIsVoter, forget members whose node was deleted."""
+        try:
+            self.deploy()
+            local = ["https://127.0.0.1:2379"]
+            members = self.members(local)
+            nodes = json.loads(self.kubectl("get", "nodes", "-o", "json").stdout)["items"]
+            names = {node["metadata"]["name"] for node in nodes}
+            me = next((node for node in nodes if node["metadata"]["name"] == self.config.node_name), None)
+            mine = next((member for member in members if member.get("name") == self.config.node_name), {})
+            if mine.get("isLearner"):
+                # A start that was cut short between adding and promoting this member.
+                voters = [
+                    url for member in members if not member.get("isLearner") for url in member.get("clientURLs", [])
+                ]
+                self.etcdctl(voters, "member", "promote", f"{mine['ID']:x}", check=False)
+            voter = "True" if mine and not mine.get("isLearner") else "False"
+            known = next(
+                (c["status"] for c in (me or {}).get("status", {}).get("conditions", []) if c["type"] == "EtcdIsVoter"),
+                "",
+            )
+            if me and known != voter:
+                reason = "MemberNotLearner" if voter == "True" else "MemberIsLearner"
+                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                condition = {
+                    "type": "EtcdIsVoter",
+                    "status": voter,
+                    "reason": reason,
+                    "message": f"Node is {'a' if voter == 'True' else 'not a'} voting member of the etcd cluster",
+                    "lastTransitionTime": now,
+                    "lastHeartbeatTime": now,
+                }
+                patch = json.dumps({"status": {"conditions": [condition]}})
+                self.kubectl(
+                    "patch", "node", self.config.node_name, "--subresource=status", "--type=strategic", "-p", patch
+                )
+            for gone in self.seen - names:
+                for member in members:
+                    if member.get("name") == gone and gone != self.config.node_name:
+                        log("info", f"Removing etcd member {gone}: its node was deleted")
+                        self.etcdctl(local, "member", "remove", f"{member['ID']:x}", check=False)
+                self.kubectl(
+                    "-n",
+                    "kube-system",
+                    "delete",
+                    "secret",
+                    f"{gone}.node-password.rke2",
+                    "--ignore-not-found",
+                    check=False,
+                )
+            self.seen = names
+        except (Fatal, OSError, ValueError) as error:
+            log("error", str(error))
+
+    def deploy(self) -> None:
+        """Apply every file of server/manifests whose content changed since it was last applied."""
+        for path in sorted(self.paths.manifests.rglob("*.yaml")):
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            mark = self.paths.server / "applied" / f"{path.stem}.sha256"
+            if not mark.exists() or mark.read_text() != digest:
+                done = self.kubectl(
+                    "apply",
+                    "--server-side",
+                    "--force-conflicts",
+                    "--field-manager=deploy@rke2",
+                    "-f",
+                    path,
+                    check=False,
+                )
+                if done.returncode:
+                    log("error", f"Failed to apply {path}: {' '.join(done.stderr.split())[-300:]}")
+                    continue
+                write(mark, digest)
+                log("info", f"Applied manifest at {path}")
+
+    # -- supervisor ----------------------------------------------------------------------------------------------
+
+    def tokens(self, user: str) -> list[str]:
+        """The tokens that open the supervisor to a user, `server` or `node`."""
+        agent = self.config.secret("agent-token")
+        return [self.token] if user == "server" or not agent else [self.token, agent]
+
+    def routes(self) -> dict[str, Route]:
+        """What the supervisor answers, and to whom."""
+        return {
+            "GET /ping": Route("", lambda _: b"pong"),
+            "GET /cacerts": Route("", lambda _: (self.paths.tls / "ca.crt").read_bytes()),
+            "GET /v1-rke2/readyz": Route("node", self.readyz),
+            "GET /v1-rke2/apiservers": Route("node", lambda _: self.servers()),
+            "POST /v1-rke2/join": Route("node", self.answer_join),
+            "POST /v1-rke2/server-join": Route("server", self.answer_join),
+        }
+
+    def readyz(self, _: dict[str, Any]) -> bytes:
+        """Say ok once this server is up; refuse before."""
+        if not self.ready:
+            raise Refused(503, "runtime core not ready")
+        return b"ok"
+
+    def servers(self) -> list[str]:
+        """The addresses of all etcd members that vote, this server first."""
+        urls = [
+            url
+            for member in self.members(["https://127.0.0.1:2379"])
+            if not member.get("isLearner")
+            for url in member.get("clientURLs", [])
+        ]
+        addresses = [url.split("//")[1].split(":")[0] for url in urls]
+        return [self.config.node_ip, *sorted(set(addresses) - {self.config.node_ip, "127.0.0.1"})]
+
+    def answer_join(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand a joining node what it needs, after its password and its critical values were compared."""
+        self.readyz(request)
+        self.check_password(request["node"], request["password"])
+        answer: dict[str, Any] = {
+            "servers": self.servers(),
+            "dns": self.config.get("cluster-dns"),
+            "domain": self.config.get("cluster-domain"),
+        }
+        answer["cidr"] = self.config.get("cluster-cidr")
+        if request["role"] == "server":
+            mine = self.critical()
+            for key, value in request["critical"].items():
+                if mine[key] != value:
+                    shown = "" if key == "agent-token" else f": {value} here, {mine[key]} there"
+                    raise Refused(400, f"critical configuration value mismatch: {key}{shown}")
+            return answer | {"pki": {name: (self.paths.tls / name).read_text() for name in SHARED_PKI}}
+        token = self.kubeadm_token()
+        return answer | {"bootstrap": token, "kubeproxy": self.user("system:kube-proxy")}
+
+    def kubeadm_token(self) -> str:
+        """A token for one kubelet's TLS bootstrap."""
+        return run(
+            self.home / "kubeadm", "--kubeconfig", self.paths.admin, "token", "create", "--ttl=1h"
+        ).stdout.strip()
+
+    def check_password(self, node: str, password: str) -> None:
+        """Compare a node's password with the one it first came with; an unknown node's is recorded."""
+        name = f"{node}.node-password.rke2"
+        found = self.kubectl("-n", "kube-system", "get", "secret", name, "-o", "jsonpath={.data.hash}", check=False)
+        if found.returncode == 0 and found.stdout:
+            salt, digest = base64.b64decode(found.stdout).decode().split(":")
+            if hashlib.scrypt(password.encode(), salt=salt.encode(), n=1024, r=8, p=1).hex() != digest:
+                raise Refused(
+                    403,
+                    f"Node password rejected, duplicate hostname or contents of '{NODE_PASSWORD}'"
+                    " may not match server node-passwd entry",
+                )
+            return
+        if "NotFound" not in found.stderr and found.returncode:
+            raise Refused(503, "runtime core not ready")
+        salt = secrets.token_hex(8)
+        digest = hashlib.scrypt(password.encode(), salt=salt.encode(), n=1024, r=8, p=1).hex()
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "namespace": "kube-system"},
+            "immutable": True,
+            "stringData": {"hash": f"{salt}:{digest}"},
+        }
+        self.kubectl("create", "-f", "-", stdin=json.dumps(secret))
+
+
+def node_password() -> str:
+    """This node's password, made at its first start."""
+    if not NODE_PASSWORD.exists():
+        write(NODE_PASSWORD, secrets.token_hex(16) + "\n")
+    return NODE_PASSWORD.read_text().strip()

@@ -1,0 +1,390 @@
+#!/usr/bin/python
+# Copyright: the metalhub maintainers
+# Apache License 2.0 (see LICENSE)
+"""Answers every question about a node's RKE2 in one round trip."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: rke2_info
+short_description: Everything about a node's RKE2 in one round trip
+description:
+  - Reports what is installed, what is running and with which configuration it was started, the datastore on disk, the
+    nodes of the cluster as this server's API sees them, and which other servers are ready.
+  - With O(wait) it asks again until the node is healthy and stays so, or gives up and returns the decisive journal
+    lines.
+  - Reads only; it is safe in check mode.
+version_added: 0.1.0
+author: The metalhub maintainers
+options:
+  service:
+    description: Which of RKE2's two services this node runs.
+    type: str
+    choices: [server, agent]
+    required: true
+  data_dir:
+    description: RKE2's data directory.
+    type: path
+    default: /var/lib/rancher/rke2
+  watched:
+    description:
+      - Files whose joint digest tells whether a restart is due, compared with what the service was started with.
+    type: list
+    elements: path
+    default: []
+  peers:
+    description: Addresses of servers to ask whether they are ready, in order of preference.
+    type: list
+    elements: str
+    default: []
+  token:
+    description: The token to show to O(peers). Without it they are only asked whether they listen.
+    type: str
+  certificates:
+    description: Report when each certificate below the data directory expires.
+    type: bool
+    default: false
+  wait:
+    description:
+      - Ask until the service is active, every node of C(nodes) is Ready at C(version), and every one of C(voters) votes
+        in etcd, for C(stable) seconds without a break; C(seconds) is the deadline.
+    type: dict
+    suboptions:
+      seconds:
+        description: The deadline in seconds.
+        type: int
+        required: true
+      stable:
+        description: For how many seconds the answer must stay the same.
+        type: int
+        default: 0
+      version:
+        description: The version every node must report.
+        type: str
+        default: ''
+      nodes:
+        description: Names of the nodes that must be Ready.
+        type: list
+        elements: str
+        default: []
+      voters:
+        description: Names of the nodes that must vote in etcd.
+        type: list
+        elements: str
+        default: []
+"""
+
+EXAMPLES = r"""
+- name: Ask for the state of RKE2
+  metalhub.platform.rke2_info:
+    service: server
+  register: __rke2_info
+"""
+
+RETURN = r"""
+installed_version:
+  description: The version of the program on disk; empty where there is none.
+  returned: always
+  type: str
+running_version:
+  description: The version of the kubelet that runs; empty where none does.
+  returned: always
+  type: str
+service:
+  description: What systemd says of the service (active, sub, enabled, since).
+  returned: always
+  type: dict
+other_service_active:
+  description: Whether RKE2's other service runs on this node.
+  returned: always
+  type: bool
+datastore:
+  description: Whether an etcd datastore lies on this node's disk.
+  returned: always
+  type: bool
+joined:
+  description: Whether this node has ever joined a cluster.
+  returned: always
+  type: bool
+join_url:
+  description: The registration address in this node's configuration.
+  returned: always
+  type: str
+digest:
+  description: Digest of the watched files as they are, and as they were when the service started.
+  returned: always
+  type: dict
+peers:
+  description: What each peer answered, one of C(ready), C(listening), C(refused) (wrong token), C(silent).
+  returned: always
+  type: dict
+images:
+  description: Names of the image archives in place.
+  returned: always
+  type: list
+  elements: str
+nodes:
+  description: The cluster's nodes by name (ready, voter, version, labels, taints, pod_network …); empty without an API.
+  returned: always
+  type: dict
+certificates:
+  description: End of validity by file, in seconds since the epoch.
+  returned: always
+  type: dict
+healthy:
+  description: Whether what O(wait) asked for came true.
+  returned: when O(wait) is set
+  type: bool
+waiting_for:
+  description: What was missing when the deadline passed.
+  returned: when O(wait) is set
+  type: list
+  elements: str
+journal:
+  description: The service's last decisive journal lines.
+  returned: when O(wait) is set and the node is not healthy
+  type: list
+  elements: str
+"""
+
+import base64
+import glob
+import hashlib
+import http.client
+import json
+import os
+import re
+import ssl
+import subprocess
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+PROGRAMS = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
+CONFIG = "/etc/rancher/rke2/config.yaml"
+KUBECONFIG = "/etc/rancher/rke2/rke2.yaml"
+STARTED = "/run/rke2-started.sha256"
+VERSION = re.compile(r"v\d+\.\d+\.\d+[+-]rke2r\d+")
+DECISIVE = re.compile(
+    r"level=(fatal|error|panic)|level=warning msg=\"Unknown flag"
+    r"|Failed|denied|No space left|refused|rejected|mismatch"
+)
+
+
+def output(*command: str) -> str:
+    """Return a program's standard output; empty when it fails or is not there. Raises nothing."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def full_version(text: str) -> str:
+    """Return `vX.Y.Z+rke2rN` from a text that holds it, with `+` or `-`; empty when it holds none."""
+    found = VERSION.search(text)
+    return found.group(0).replace("-rke2r", "+rke2r") if found else ""
+
+
+def running_version(data_dir: str) -> str:
+    """Return the version of the running kubelet, read from the directory its program was started from."""
+    for link in glob.glob("/proc/[0-9]*/exe"):
+        try:
+            target = os.readlink(link)
+            if not target.startswith(data_dir + "/data/"):
+                continue
+            with open(os.path.dirname(link) + "/cmdline", "rb") as source:
+                if os.path.basename(source.read().split(b"\0")[0]) == b"kubelet":
+                    return full_version(target)
+        except OSError:
+            continue
+    return ""
+
+
+def unit(name: str) -> dict[str, Any]:
+    """Return what systemd says of a service."""
+    asked = "ActiveState,SubState,UnitFileState,ActiveEnterTimestampMonotonic,NRestarts"
+    listing = output("systemctl", "show", name, "-p", asked)
+    fields = dict(line.split("=", 1) for line in listing.splitlines() if "=" in line)
+    return {
+        "active": fields.get("ActiveState", ""),
+        "sub": fields.get("SubState", ""),
+        "enabled": fields.get("UnitFileState") == "enabled",
+        "since": int(fields.get("ActiveEnterTimestampMonotonic") or 0) // 1000000,
+        "restarts": int(fields.get("NRestarts") or 0),
+    }
+
+
+def digest(paths: list[str]) -> str:
+    """Return the joint digest of files, as `cat FILES | sha256sum` makes it; missing ones count as empty."""
+    found = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as source:
+                found.update(source.read())
+        except OSError:
+            pass
+    return found.hexdigest()
+
+
+def text(path: str) -> str:
+    """Return a file's content; empty when it cannot be read."""
+    try:
+        with open(path) as source:
+            return source.read()
+    except OSError:
+        return ""
+
+
+def ask_peer(address: str, token: str | None, user: str) -> str:
+    """Return `ready`, `listening`, `refused` or `silent`; a join, not this question, judges the peer's certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(address, 9345, context=context, timeout=3)
+    try:
+        if not token:
+            connection.request("GET", "/ping")
+            connection.getresponse().read()
+            return "listening"
+        secret = token.split("::", 1)[-1].split(":", 1)[-1] if token.startswith("K10") else token
+        basic = base64.b64encode(f"{user}:{secret}".encode()).decode()
+        connection.request("GET", "/v1-rke2/readyz", headers={"Authorization": "Basic " + basic})
+        status = connection.getresponse().status
+        return {200: "ready", 401: "refused", 403: "refused"}.get(status, "listening")
+    except (OSError, http.client.HTTPException):
+        return "silent"
+    finally:
+        connection.close()
+
+
+def cluster_nodes(data_dir: str, names: list[str]) -> dict[str, Any]:
+    """Return the cluster's nodes as this node may see them (a server: all, an agent: itself); empty without an API."""
+    kubectl = data_dir + "/bin/kubectl"
+    own = data_dir + "/agent/kubelet.kubeconfig"
+    kubeconfig = KUBECONFIG if os.path.exists(KUBECONFIG) else own
+    if not (os.path.exists(kubectl) and os.path.exists(kubeconfig)):
+        return {}
+    flags = ("--kubeconfig", kubeconfig, "--request-timeout=8s", "-o", "json")
+    listing = output(kubectl, *flags, "get", "nodes", *(names[:1] if kubeconfig == own else []))
+    document = json.loads(listing) if listing else {}
+    nodes = {}
+    for item in document.get("items", [document] if document else []):
+        conditions = {c["type"]: c["status"] for c in item["status"].get("conditions", [])}
+        nodes[item["metadata"]["name"]] = {
+            "ready": conditions.get("Ready") == "True",
+            "voter": conditions.get("EtcdIsVoter") == "True",
+            "version": item["status"]["nodeInfo"]["kubeletVersion"],
+            "labels": item["metadata"].get("labels", {}),
+            "annotations": item["metadata"].get("annotations", {}),
+            "taints": [f"{t['key']}={t.get('value', '')}:{t['effect']}" for t in item["spec"].get("taints", [])],
+            "unschedulable": item["spec"].get("unschedulable", False),
+            "pod_network": item["spec"].get("podCIDR", ""),
+        }
+    return nodes
+
+
+def certificates(data_dir: str) -> dict[str, int]:
+    """Return the end of validity of each certificate, in seconds since the epoch."""
+    found = {}
+    places = ("server/tls/*.crt", "server/tls/etcd/*.crt", "agent/*.crt")
+    for path in sorted(path for place in places for path in glob.glob(os.path.join(data_dir, place))):
+        line = output("openssl", "x509", "-noout", "-enddate", "-in", path)
+        if line.startswith("notAfter="):
+            found[path] = int(ssl.cert_time_to_seconds(line.strip().split("=", 1)[1]))
+    return found
+
+
+def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
+    """Return, in words, what keeps the node from being healthy; empty when nothing does."""
+    lacks = []
+    if service["active"] != "active":
+        lacks.append(f"the service is {service['active'] or 'unknown'} ({service['sub'] or 'unknown'})")
+    for name in wait["nodes"]:
+        node = nodes.get(name)
+        if not node:
+            lacks.append(f"node {name} has not registered")
+        elif not node["ready"]:
+            lacks.append(f"node {name} is not Ready")
+        elif wait["version"] and node["version"] != wait["version"]:
+            lacks.append(f"node {name} runs {node['version']}")
+    lacks += [f"node {name} does not vote in etcd" for name in wait["voters"] if not nodes.get(name, {}).get("voter")]
+    return lacks
+
+
+def journal(name: str) -> list[str]:
+    """Return the last decisive lines of a service's journal, without repetition; any last lines when none is."""
+    lines = output("journalctl", "-u", name, "-n", "300", "-o", "cat", "--no-pager").splitlines()
+    decisive = [line for line in lines if DECISIVE.search(line)] or lines
+    return list(dict.fromkeys(decisive))[-8:]
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(
+        argument_spec={
+            "service": {"type": "str", "required": True, "choices": ["server", "agent"]},
+            "data_dir": {"type": "path", "default": "/var/lib/rancher/rke2"},
+            "watched": {"type": "list", "elements": "path", "default": []},
+            "peers": {"type": "list", "elements": "str", "default": []},
+            "token": {"type": "str", "no_log": True},
+            "certificates": {"type": "bool", "default": False},
+            "wait": {
+                "type": "dict",
+                "options": {
+                    "seconds": {"type": "int", "required": True},
+                    "stable": {"type": "int", "default": 0},
+                    "version": {"type": "str", "default": ""},
+                    "nodes": {"type": "list", "elements": "str", "default": []},
+                    "voters": {"type": "list", "elements": "str", "default": []},
+                },
+            },
+        },
+        supports_check_mode=True,
+    )
+    kind, data_dir, wait = module.params["service"], module.params["data_dir"], module.params["wait"]
+    name, user = "rke2-" + kind, "server" if kind == "server" else "node"
+    result: dict[str, Any] = {"changed": False}
+    if wait:
+        deadline = time.time() + wait["seconds"]
+        good_since = None
+        while True:
+            service = unit(name)
+            nodes = cluster_nodes(data_dir, wait["nodes"]) if service["active"] == "active" else {}
+            lacks = missing(wait, service, nodes)
+            now = time.time()
+            good_since = None if lacks else (good_since or now)
+            if good_since is not None and now - good_since >= wait["stable"]:
+                break
+            if now > deadline:
+                break
+            time.sleep(1)
+        result["healthy"] = not lacks
+        result["waiting_for"] = lacks
+        if lacks:
+            result["journal"] = journal(name)
+    else:
+        service = unit(name)
+        nodes = cluster_nodes(data_dir, []) if kind == "server" and service["active"] == "active" else {}
+    program = next((path for path in PROGRAMS if os.path.exists(path)), "")
+    join = re.search(r"^server:\s*[\"']?([^\"'\s]+)", text(CONFIG + ".d/90-join.yaml"), re.M)
+    result.update(
+        installed_version=full_version(output(program, "--version")) if program else "",
+        running_version=running_version(data_dir),
+        service=service,
+        other_service_active=unit("rke2-agent" if kind == "server" else "rke2-server")["active"] == "active",
+        datastore=os.path.isdir(data_dir + "/server/db/etcd/member"),
+        joined=os.path.exists(data_dir + "/agent/kubelet.kubeconfig"),
+        join_url=join.group(1) if join else "",
+        digest={"now": digest(module.params["watched"]), "started": (text(STARTED).split() or [""])[0]},
+        peers={peer: ask_peer(peer, module.params["token"], user) for peer in module.params["peers"]},
+        images=sorted(os.path.basename(path) for path in glob.glob(data_dir + "/agent/images/*.tar*")),
+        nodes=nodes,
+        certificates=certificates(data_dir) if module.params["certificates"] else {},
+    )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

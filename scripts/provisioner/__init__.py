@@ -1,0 +1,1 @@
+"""The driver: it plans, runs, shows and remembers what the playbooks do; it knows none of their names."""

@@ -1,0 +1,36 @@
+"""The options that verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+JSON_KEY = "provisioner.json"
+
+
+def _remember(context: typer.Context, value: bool) -> bool:
+    """Let whoever prints an error know that a program reads stdout."""
+    context.meta[JSON_KEY] = value
+    return value
+
+
+Site = Annotated[str, typer.Option("--site", metavar="NAME", help="The site: a directory in inventories/.")]
+OptionalSite = Annotated[
+    str | None, typer.Option("--site", metavar="NAME", help="The site: a directory in inventories/.")
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="STAGE", help="Only these stages; repeat it or separate by commas."),
+]
+Start = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="Start with this stage.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="End with this stage.")]
+Limit = Annotated[
+    str | None, typer.Option("--limit", metavar="PATTERN", help="Only hosts that match Ansible's host pattern.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", callback=_remember, help="One JSON document on stdout, everything else on stderr.")
+]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="Show Ansible's output; repeated: more of it.")
+]

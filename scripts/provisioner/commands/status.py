@@ -1,0 +1,91 @@
+"""`status`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from provisioner import journal, lock, plan, project, stages
+from provisioner.commands import options
+from provisioner.console import Console, span
+from provisioner.errors import command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from provisioner.project import Project, Site
+
+
+def _standing(stage: str, runs: Sequence[journal.Run]) -> dict[str, Any] | None:
+    """Return how a stage went when it last ran. runs: of one verb, newest first."""
+    for run in runs:
+        past = run.past(stage)
+        if past and past.result != "skipped":
+            end = run.finished.get(stage)
+            return {
+                "result": past.result,
+                "at": past.at,
+                "seconds": end.seconds if end else None,
+                "changed": end.changed if end else None,
+                "failed_hosts": past.failed_hosts,
+                "limit": past.limit,
+                "run_id": run.started.run_id,
+            }
+    return None
+
+
+def known(where: Project, site: Site) -> dict[str, Any]:
+    """Return what the journals know of a site: who runs now, the last run, what is unfinished, and every stage."""
+    holder = lock.held_by(site)
+    deploys, verifies = journal.runs(site.journal, "deploy"), journal.runs(site.journal, "verify")
+    every = sorted((*deploys, *verifies, *journal.runs(site.journal, "check")), key=lambda run: run.started.at)
+    last = None
+    if every:
+        start, end = every[-1].started, every[-1].end
+        result = end.result if end else "running" if holder else "died"
+        last = {"run_id": start.run_id, "verb": start.request.verb, "at": start.at, "result": result}
+        last |= {"seconds": end.seconds if end else None, "message": end.message if end else ""}
+    left = journal.to_resume(deploys)
+    return {
+        "site": site.name,
+        "running": holder and {"verb": holder.verb, "pid": holder.pid, "since": holder.started},
+        "last_run": last,
+        "unfinished": left and {"run_id": left.started.run_id, "stages": left.rest},
+        "stages": [
+            {"stage": stage.name, "deploy": _standing(stage.name, deploys), "verify": _standing(stage.name, verifies)}
+            for stage in stages.read(where.order)
+        ],
+    }
+
+
+def _cells(standing: dict[str, Any] | None, now: datetime) -> tuple[str, str]:
+    if standing is None:
+        return "-", ""
+    parts = [plan.ago(standing["at"], now)]
+    parts += [span(standing["seconds"])] if standing["seconds"] is not None else []
+    parts += [f"{standing['changed']} changed"] if standing["changed"] else []
+    parts += [f"at {', '.join(standing['failed_hosts'])}"] if standing["failed_hosts"] else []
+    parts += [f"--limit {standing['limit']}"] if standing["limit"] else []
+    return standing["result"], ", ".join(parts)
+
+
+def status(site: options.Site, as_json: options.Json = False) -> int:
+    """Say what is known of a site: its last run and how every stage went. Nothing is contacted."""
+    where = project.find()
+    facts = known(where, where.site(site))
+    console = Console(as_json=as_json)
+    console.document(facts)
+    running, last, left = facts["running"], facts["last_run"], facts["unfinished"]
+    if running:
+        console.say(f"running: {running['verb']} (pid {running['pid']}) since {running['since']}", "cyan")
+    if last:
+        console.say(f"last run: {last['run_id']}, {last['result']}")
+    else:
+        console.say(f"Nothing was ever run on {site} from here.")
+    now = datetime.now(UTC)
+    rows = [(row["stage"], *_cells(row["deploy"], now), *_cells(row["verify"], now)) for row in facts["stages"]]
+    console.table(("stage", "deploy", "", "verify", ""), rows)
+    if left and not running:
+        again = command("deploy", "--site", site, "--resume")
+        console.say(f"unfinished: {', '.join(left['stages'])}; go on: {again}", "yellow")
+    return 0

@@ -1,0 +1,60 @@
+"""What Ansible says of a site's hosts; asked only when an answer is needed, for it costs a second."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from provisioner.errors import ExitCode, ProvisionError, command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from provisioner.project import Project, Site
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Hosts in inventory order, the hosts of every group (its children's included), and the hosts' variables."""
+
+    hosts: tuple[str, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    variables: Mapping[str, Mapping[str, Any]]
+
+
+def program(name: str) -> str:
+    """Return the absolute path of one of Ansible's programs, the one beside this interpreter first."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if not found:
+        raise ProvisionError(
+            f"{name} is neither beside {sys.executable} nor in PATH.", "Run: make setup", ExitCode.SETUP
+        )
+    return found
+
+
+def _members(name: str, groups: Mapping[str, Any]) -> tuple[str, ...]:
+    group = groups.get(name, {})
+    inner = [host for child in group.get("children", ()) for host in _members(child, groups)]
+    return tuple(dict.fromkeys([*group.get("hosts", ()), *inner]))
+
+
+def read(project: Project, site: Site) -> Inventory:
+    """Return the site's inventory as `ansible-inventory --list` gives it."""
+    call = [program("ansible-inventory"), "-i", str(site.inventory), "--list"]
+    done = subprocess.run(call, cwd=project.root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ProvisionError(
+            f"The inventory {site.inventory} cannot be read:\n{done.stderr.strip()}",
+            f"Mend it, then: {command('check', '--site', site.name)}",
+            ExitCode.SETUP,
+        )
+    answer = json.loads(done.stdout)
+    variables = answer.pop("_meta").get("hostvars", {})
+    groups = {name: _members(name, answer) for name in answer}
+    return Inventory(tuple(dict.fromkeys(groups.get("all", ()))), groups, variables)
