@@ -8,10 +8,10 @@ export PYTHONPATH := $(CURDIR)/scripts
 export PYTHONDONTWRITEBYTECODE := 1
 
 # What `make test` runs, in this order.
-TEST_STAGES := setup fast build lab faults
+TEST_STAGES := setup fast build molecule lab faults
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab lab-down build test fast lint unit contract collection faults molecule proof docs changelog
+.PHONY: help setup lab lab-down build test fast lint unit contract collection faults molecule proof bench docs changelog
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ lab-down: setup ## Remove the lab: nodes, network, disks, secrets
 build: setup ## Build the lab's binaries, images and bundle (cached by content)
 	@$(BIN)/python molecule/lab/lab.py build
 
-test: ## Everything a change must pass: setup, fast, build, lab, faults; stops at the first failure
+test: ## Everything a change must pass, stage by stage; stops at the first failure
 	@sh scripts/run_stages.sh $(TEST_STAGES)
 
 fast: lint unit contract collection ## What needs no lab: lint, unit, contract and collection
@@ -59,6 +59,9 @@ proof: setup ## One long proof on the running lab: make proof SHARD=name; notes 
 	@mkdir -p .cache && rm -f .cache/proof.jsonl
 	@$(BIN)/pytest tests/lab --shard "$(SHARD)" --results .cache/proof.jsonl
 	@$(BIN)/python scripts/render_docs.py --record "$(SHARD)" .cache/proof.jsonl
+
+bench: setup ## Measure a first and a second deploy on the running lab, which is emptied for it; one JSON
+	@PYTHONPATH=$(CURDIR):$(CURDIR)/scripts:$(CURDIR)/molecule/lab $(BIN)/python -m tests.lab.bench
 
 docs: setup ## Render the roles' READMEs and docs/verification.md
 	@$(BIN)/python scripts/render_docs.py

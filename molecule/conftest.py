@@ -34,6 +34,8 @@ def converge(inventory: Path) -> Converge:
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         playbook = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
         command = ["ansible-playbook", "--inventory", str(inventory), *words, str(playbook)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        # Molecule asks for colours, also where a program reads.
+        plain = os.environ | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
+        return subprocess.run(command, env=plain, capture_output=True, text=True, check=False, timeout=300)
 
     return run

@@ -28,6 +28,7 @@ look() {
   need ip iproute2
   need ps procps
   need modprobe kmod
+  need strace strace
   need zstd zstd
   need dpkg-scanpackages dpkg-dev
   need shellcheck shellcheck

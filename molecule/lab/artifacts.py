@@ -6,32 +6,30 @@ import gzip
 import hashlib
 import io
 import json
-import os
+import re
 import subprocess
 import tarfile
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from build import COMPONENTS, HERE, cached, digest, kubernetes, pause, program, tools
+from build import COMPONENTS, HERE, cached, digest, kubernetes, pause, program, run, tools
 
 REPOSITORY = "docker.io/lab"
 CNI_PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "tuning")
 MULTI_CALL = (
-    "etcd",
-    "etcdctl",
-    "etcdutl",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-proxy",
-    "kube-scheduler",
-    "kubeadm",
-    "kubectl",
-    "kubelet",
+    *("etcd", "etcdctl", "etcdutl", "kubeadm", "kubectl", "kubelet"),
+    *("kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler"),
 )
+APPLETS = (
+    "sh awk base64 cat cp date echo env grep head hostname httpd id ls mkdir mv nc nslookup ping printf rm sed sleep"
+    " sort tail test touch tr true wc wget"
+)
+# What a layer or archive is made of: path, content (of a file | itself | a link's target), mode.
+Entry = tuple[str, Path | bytes | str, int]
 
 
 def libraries(root: Path, *programs: str) -> list[str]:
@@ -43,15 +41,19 @@ def libraries(root: Path, *programs: str) -> list[str]:
     return sorted(found)
 
 
-def tar_layer(entries: Iterable[tuple[str, Path | str | bytes, int]]) -> bytes:
-    """A reproducible uncompressed layer: (path, file | link target | content, mode)."""
+def inside(root: Path, name: str) -> Path:
+    """The file that `name` is below `root`: a symbolic link must not lead to this machine's own."""
+    return root / run("chroot", root, "realpath", name).strip()[1:]
+
+
+def tar_layer(entries: Iterable[Entry]) -> bytes:
+    """A reproducible uncompressed archive, directories included."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         made: set[str] = set()
         for path, content, mode in entries:
-            for depth in range(1, len(path.split("/"))):
-                parent = "/".join(path.split("/")[:depth])
-                if parent and parent not in made:
+            for parent in reversed([str(parent) for parent in PurePosixPath(path).parents][:-1]):
+                if parent not in made:
                     made.add(parent)
                     info = tarfile.TarInfo(parent)
                     info.type, info.mode = tarfile.DIRTYPE, 0o755
@@ -113,45 +115,14 @@ def image_archive(target: Path, images: dict[str, tuple[list[bytes], list[str]]]
 def base_layer() -> bytes:
     """The distribution's network tools with their libraries and a shell."""
     root = tools()
-    # Paths without symbolic links: an absolute one would lead out of the root, to this machine's own programs.
     programs = ["/usr/sbin/xtables-nft-multi", "/usr/bin/ip", "/usr/sbin/bridge", "/usr/sbin/conntrack"]
-    extensions = [
-        f"/{path.relative_to(root)}" for path in sorted((root / "usr/lib/x86_64-linux-gnu/xtables").glob("*.so"))
-    ]
-    entries: list[tuple[str, Path | str | bytes, int]] = []
-    for name in dict.fromkeys([*programs, *libraries(root, *programs, *extensions), *extensions]):
-        entries.append(
-            (
-                name[1:],
-                (root / name[1:]).resolve()
-                if not (root / name[1:]).is_symlink()
-                else root / os.path.relpath(os.path.realpath(root / name[1:]), root),
-                0o755,
-            )
-        )
-    entries.append(
-        (
-            "bin/busybox",
-            root / "usr/bin/busybox" if (root / "usr/bin/busybox").exists() else root / "bin/busybox",
-            0o755,
-        )
-    )
-    applets = (
-        "sh awk base64 cat cp date echo env grep head hostname httpd id ls mkdir mv nc nslookup ping printf rm sed"
-        " sleep sort tail test touch tr true wc wget"
-    )
-    entries += [(f"bin/{applet}", "busybox", 0o777) for applet in applets.split()]
-    entries += [
-        (f"usr/sbin/{name}", "xtables-nft-multi", 0o777)
-        for name in (
-            "iptables",
-            "ip6tables",
-            "iptables-save",
-            "iptables-restore",
-            "ip6tables-save",
-            "ip6tables-restore",
-        )
-    ]
+    extensions = [f"/{path.relative_to(root)}" for path in sorted(root.glob("usr/lib/x86_64-linux-gnu/xtables/*.so"))]
+    names = dict.fromkeys([*programs, *libraries(root, *programs, *extensions), *extensions])
+    entries: list[Entry] = [(name[1:], inside(root, name), 0o755) for name in names]
+    entries.append(("bin/busybox", root / "usr/bin/busybox", 0o755))
+    entries += [(f"bin/{applet}", "busybox", 0o777) for applet in APPLETS.split()]
+    tables = [f"{tool}{what}" for tool in ("iptables", "ip6tables") for what in ("", "-save", "-restore")]
+    entries += [(f"usr/sbin/{name}", "xtables-nft-multi", 0o777) for name in tables]
     entries += [
         ("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n", 0o644),
         ("tmp/.keep", b"", 0o644),
@@ -171,18 +142,8 @@ def artifacts(release: str) -> Path:
     binary = kubernetes(release)
     programs = {name: program(name) for name in COMPONENTS["programs"]}
     root = tools()
-    key = digest(
-        HERE / "rke2",
-        HERE / "units",
-        HERE / "canal",
-        HERE / "charts",
-        HERE / "helm",
-        HERE / "artifacts.py",
-        binary.name,
-        root.name,
-        pause().name,
-        *(path.name for path in programs.values()),
-    )
+    ours = [HERE / name for name in ("rke2", "units", "canal", "charts", "helm", "artifacts.py")]
+    key = digest(*ours, *(path.name for path in (binary, root, pause(), *programs.values())))
     tag = release.replace("+", "_")
 
     def make(target: Path) -> None:
@@ -191,16 +152,12 @@ def artifacts(release: str) -> Path:
         runtime += [(f"bin/{name}", "kubernetes") for name in MULTI_CALL]
         runtime += [(f"bin/{name}", path) for name, path in programs.items() if name not in ("coredns", "helm")]
         runtime += [(f"bin/{name}", root / "usr/lib/cni" / name) for name in CNI_PLUGINS]
-        distribution = [
-            name if (root / name[1:]).exists() else name.replace("/usr", "")
-            for name in ("/usr/sbin/runc", "/usr/sbin/haproxy")
-        ]
+        distribution = ["/usr/sbin/runc", "/usr/sbin/haproxy"]
         runtime += [(f"bin/{Path(name).name}", root / name[1:]) for name in distribution]
-        for library in libraries(root, *distribution):
-            if not any(
-                part in library for part in ("libc.so", "ld-linux", "libpthread", "libm.so", "libdl.so", "librt.so")
-            ):
-                runtime.append((f"lib/{Path(library).name}", Path(os.path.realpath(root / library[1:]))))
+        # The node's own C library serves; another beside the node's loader would not.
+        foreign = re.compile("lib(c|pthread|m|dl|rt).so|ld-linux")
+        for library in (name for name in libraries(root, *distribution) if not foreign.search(name)):
+            runtime.append((f"lib/{Path(library).name}", inside(root, library)))
         stamp = {
             "version": release,
             "tag": tag,
@@ -225,64 +182,28 @@ def artifacts(release: str) -> Path:
                     info.compress_type = zipfile.ZIP_DEFLATED
                     info.external_attr = (0o120777 if isinstance(content, str) else 0o100755) << 16
                     archive.writestr(info, content if isinstance(content, str) else content.read_bytes())
-        program_file.chmod(0o755)
-        with (
-            gzip.open(target / "rke2.linux-amd64.tar.gz", "wb", compresslevel=1) as stream,
-            tarfile.open(fileobj=stream, mode="w") as archive_file,
-        ):
-            members = [
-                ("bin/rke2", program_file, 0o755),
-                ("share/rke2/rke2-cis-sysctl.conf", HERE / "units/rke2-cis-sysctl.conf", 0o644),
-            ]
-            members += [
-                (f"bin/{name}", HERE / "units" / name, 0o755) for name in ("rke2-killall.sh", "rke2-uninstall.sh")
-            ]
-            members += [
-                (f"lib/systemd/system/{name}", HERE / "units" / name, 0o644)
-                for name in ("rke2-server.service", "rke2-agent.service")
-            ]
-            for name, path, mode in members:
-                member = archive_file.gettarinfo(path, name)
-                member.mode, member.uid, member.gid, member.uname, member.gname = mode, 0, 0, "root", "root"
-                with path.open("rb") as source:
-                    archive_file.addfile(member, source)
-            for role in ("server", "agent"):
-                member = tarfile.TarInfo(f"lib/systemd/system/rke2-{role}.env")
-                member.mode = 0o644
-                archive_file.addfile(member, io.BytesIO(b""))
+        units, system = HERE / "units", "lib/systemd/system"
+        members: list[Entry] = [("bin/rke2", program_file, 0o755)]
+        members += [(f"bin/{name}", units / name, 0o755) for name in ("rke2-killall.sh", "rke2-uninstall.sh")]
+        members += [("share/rke2/rke2-cis-sysctl.conf", units / "rke2-cis-sysctl.conf", 0o644)]
+        for name in ("rke2-server", "rke2-agent"):
+            members.append((f"{system}/{name}.service", units / f"{name}.service", 0o644))
+            members.append((f"{system}/{name}.env", b"", 0o644))
+        (target / "rke2.linux-amd64.tar.gz").write_bytes(gzip.compress(tar_layer(members), 1, mtime=0))
         program_file.unlink()
-        base = base_layer()
-        kube = tar_layer(
-            [
-                ("usr/local/bin/kubernetes", binary, 0o755),
-                *((f"usr/local/bin/{name}", "kubernetes", 0o777) for name in MULTI_CALL),
-            ]
-        )
+        base, links = base_layer(), [(f"usr/local/bin/{name}", "kubernetes", 0o777) for name in MULTI_CALL]
+        kube = tar_layer([("usr/local/bin/kubernetes", binary, 0o755), *links])
         core: dict[str, tuple[list[bytes], list[str]]] = {}
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "etcd"):
             core[f"{REPOSITORY}/{name}:{tag}"] = ([base, kube], [])
         core[f"{REPOSITORY}/pause:1"] = ([tar_layer([("pause", pause(), 0o755)])], ["/pause"])
         core[f"{REPOSITORY}/coredns:1"] = ([tar_layer([("coredns", programs["coredns"], 0o755)])], ["/coredns"])
-        helm: list[tuple[str, Path | str | bytes, int]] = [
-            ("usr/local/bin/helm", programs["helm"], 0o755),
-            ("entry", HERE / "helm/entry.sh", 0o755),
-        ]
+        helm = [("usr/local/bin/helm", programs["helm"], 0o755), ("entry", HERE / "helm/entry.sh", 0o755)]
         core[f"{REPOSITORY}/klipper-helm:1"] = ([base, tar_layer(helm)], ["/entry"])
         image_archive(target / "rke2-images-core.linux-amd64.tar.zst", core)
-        canal: dict[str, tuple[list[bytes], list[str]]] = {
-            f"{REPOSITORY}/canal:1": (
-                [
-                    base,
-                    tar_layer(
-                        [
-                            ("opt/canal.sh", HERE / "canal/canal.sh", 0o755),
-                            ("usr/local/bin/kubectl", "/var/lib/rancher/rke2/bin/kubectl", 0o777),
-                        ]
-                    ),
-                ],
-                [],
-            )
-        }
+        script = ("opt/canal.sh", HERE / "canal/canal.sh", 0o755)
+        kubectl = ("usr/local/bin/kubectl", "/var/lib/rancher/rke2/bin/kubectl", 0o777)
+        canal = {f"{REPOSITORY}/canal:1": ([base, tar_layer([script, kubectl])], list[str]())}
         image_archive(target / "rke2-images-canal.linux-amd64.tar.zst", canal)
         sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted(target.iterdir())]
         (target / "sha256sum-amd64.txt").write_text("".join(sums))

@@ -45,13 +45,13 @@ class Machine:
     address: str
 
 
-def site_machines() -> list[Machine]:
-    """The nodes of the lab's inventory, servers first."""
-    groups = yaml.safe_load((SITE / "hosts.yml").read_text())["all"]["children"]["rke2"]["children"]
+def site_machines(*groups: str) -> list[Machine]:
+    """The nodes of the lab's inventory, or of some of its groups; servers first."""
+    found = yaml.safe_load((SITE / "hosts.yml").read_text())["all"]["children"]["rke2"]["children"]
     return [
         Machine(name, values["ansible_host"])
-        for group in ("rke2_server", "rke2_agent")
-        for name, values in groups[group]["hosts"].items()
+        for group in groups or ("rke2_server", "rke2_agent")
+        for name, values in found[group]["hosts"].items()
     ]
 
 

@@ -72,7 +72,9 @@ def _detach(sockets: list[socket.socket], name: str, seconds: int) -> None:
         return
     try:
         os.setsid()
+        ready, name_is_set = os.pipe()
         if os.fork() == 0:
+            Path("/proc/self/comm").write_text(LISTENER, encoding="ascii")
             null = os.open(os.devnull, os.O_RDWR)
             for descriptor in (0, 1, 2):
                 os.dup2(null, descriptor)
@@ -81,8 +83,10 @@ def _detach(sockets: list[socket.socket], name: str, seconds: int) -> None:
                 if int(entry) > 2 and int(entry) not in keep:
                     _close(int(entry))
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            Path("/proc/self/comm").write_text(LISTENER, encoding="ascii")
             serve(sockets, name, seconds)
+        # Whoever looks for listeners from now on finds this one: it has closed its end after it took its name.
+        os.close(name_is_set)
+        os.read(ready, 1)
     finally:
         os._exit(0)
 
@@ -133,8 +137,10 @@ def listeners() -> list[int]:
     network = os.readlink("/proc/self/ns/net")
     for path in glob.glob("/proc/[0-9]*"):
         try:
-            name = Path(path, "comm").read_text(encoding="ascii", errors="replace").strip()
-            if name == LISTENER and Path(path, "cmdline").read_bytes() and os.readlink(f"{path}/ns/net") == network:
+            status = Path(path, "stat").read_text(encoding="ascii", errors="replace")
+            # Only one that waits to be buried (Z) has closed its sockets.
+            lives = f" ({LISTENER}) " in status and f" ({LISTENER}) Z" not in status
+            if lives and os.readlink(f"{path}/ns/net") == network:
                 found.append(int(os.path.basename(path)))
         except OSError:
             continue

@@ -41,6 +41,24 @@ options:
   token:
     description: The token to show to O(peers). Without it they are only asked whether they listen.
     type: str
+  node_name:
+    description: Name of this node in the cluster; an agent may see itself and no other.
+    type: str
+    default: ''
+  sysctls:
+    description: Kernel parameters to report.
+    type: list
+    elements: str
+    default: []
+  space:
+    description: Directories, existing or not, to report the free space of.
+    type: list
+    elements: path
+    default: []
+  staging:
+    description: Glob of the directories in which releases are staged.
+    type: str
+    default: ''
   certificates:
     description: Report when each certificate below the data directory expires.
     type: bool
@@ -132,6 +150,27 @@ certificates:
   description: End of validity by file, in seconds since the epoch.
   returned: always
   type: dict
+sysctls:
+  description: The kernel parameters asked for, name to value; one that the kernel lacks is empty.
+  returned: always
+  type: dict
+space:
+  description: Free bytes for each directory asked for, of the file system that it lies on or would lie on.
+  returned: always
+  type: dict
+staged:
+  description: Directories of staged releases, with the bytes that each takes.
+  returned: always
+  type: dict
+etcd_account:
+  description: Whether this machine has the local user and group that the hardening profiles want for etcd.
+  returned: always
+  type: bool
+chart_configs:
+  description: Names of the packaged charts for which this role has laid down values.
+  returned: always
+  type: list
+  elements: str
 healthy:
   description: Whether what O(wait) asked for came true.
   returned: when O(wait) is set
@@ -166,6 +205,7 @@ PROGRAMS = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
 CONFIG = "/etc/rancher/rke2/config.yaml"
 KUBECONFIG = "/etc/rancher/rke2/rke2.yaml"
 STARTED = "/run/rke2-started.sha256"
+BANNER = "# Written by metalhub.platform"
 VERSION = re.compile(r"v\d+\.\d+\.\d+[+-]rke2r\d+")
 DECISIVE = re.compile(
     r"level=(fatal|error|panic)|level=warning msg=\"Unknown flag"
@@ -296,6 +336,35 @@ def certificates(data_dir: str) -> dict[str, int]:
     return found
 
 
+def sysctl(name: str) -> str:
+    """Return a kernel parameter's value; empty when there is none of this name."""
+    return text("/proc/sys/" + name.replace(".", "/")).strip()
+
+
+def free(path: str) -> int:
+    """Return the free bytes of the file system that a directory lies on, or would lie on when it is made."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def size(directory: str) -> int:
+    """Return the bytes that the files below a directory take."""
+    return sum(os.lstat(os.path.join(at, name)).st_size for at, _, names in os.walk(directory) for name in names)
+
+
+def etcd_account() -> bool:
+    """Return whether /etc/passwd and /etc/group name etcd; RKE2 looks nowhere else."""
+    return all(re.search(r"^etcd:", text(path), re.M) for path in ("/etc/passwd", "/etc/group"))
+
+
+def chart_configs(data_dir: str) -> list[str]:
+    """Return the packaged charts whose values this role has laid down."""
+    found = sorted(glob.glob(data_dir + "/server/manifests/*-config.yaml"))
+    return [os.path.basename(path)[: -len("-config.yaml")] for path in found if text(path).startswith(BANNER)]
+
+
 def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
     """Return, in words, what keeps the node from being healthy; empty when nothing does."""
     lacks = []
@@ -329,6 +398,10 @@ def main() -> None:
             "watched": {"type": "list", "elements": "path", "default": []},
             "peers": {"type": "list", "elements": "str", "default": []},
             "token": {"type": "str", "no_log": True},
+            "node_name": {"type": "str", "default": ""},
+            "sysctls": {"type": "list", "elements": "str", "default": []},
+            "space": {"type": "list", "elements": "path", "default": []},
+            "staging": {"type": "str", "default": ""},
             "certificates": {"type": "bool", "default": False},
             "wait": {
                 "type": "dict",
@@ -366,7 +439,9 @@ def main() -> None:
             result["journal"] = journal(name)
     else:
         service = unit(name)
-        nodes = cluster_nodes(data_dir, []) if kind == "server" and service["active"] == "active" else {}
+        own = module.params["node_name"]
+        seen = service["active"] == "active" and (kind == "server" or own)
+        nodes = cluster_nodes(data_dir, [own] if own else []) if seen else {}
     program = next((path for path in PROGRAMS if os.path.exists(path)), "")
     join = re.search(r"^server:\s*[\"']?([^\"'\s]+)", text(CONFIG + ".d/90-join.yaml"), re.M)
     result.update(
@@ -381,6 +456,11 @@ def main() -> None:
         peers={peer: ask_peer(peer, module.params["token"], user) for peer in module.params["peers"]},
         images=sorted(os.path.basename(path) for path in glob.glob(data_dir + "/agent/images/*.tar*")),
         nodes=nodes,
+        sysctls={name: sysctl(name) for name in module.params["sysctls"]},
+        space={path: free(path) for path in module.params["space"]},
+        staged={path: size(path) for path in sorted(glob.glob(module.params["staging"]))},
+        etcd_account=etcd_account(),
+        chart_configs=chart_configs(data_dir),
         certificates=certificates(data_dir) if module.params["certificates"] else {},
     )
     module.exit_json(**result)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 STOP_VARIABLE = "provision_stop_file"
 LOCK_VARIABLE = "provision_lock"
 UPGRADE_VARIABLE = "rke2_allow_upgrade"
+NEW_CLUSTER_VARIABLE = "rke2_bootstrap_cluster"
 VERIFY_TAG = "verify"
+CONTROL = "localhost"  # the control machine's name in every inventory
 
 LOCK = (None, Path(__file__).with_name("lock.yml"), 1)
 UNLOCK = (None, Path(__file__).with_name("unlock.yml"), 1)
@@ -145,7 +147,9 @@ class Execution:
     def _stages(self, sections: Sequence[Section], recorder: Recorder) -> bool:
         """Run playbooks in one call and return whether every stage ended well; a call that says nothing is raised."""
         recorder.begin([(name, plays) for name, _, plays in sections])
-        done = self._call(sections, recorder, recorder.cancelled, limit=self.request.limit)
+        # What belongs to no machine, the check of the site's files above all, is never left out.
+        limit = f"{self.request.limit},{CONTROL}" if self.request.limit else None
+        done = self._call(sections, recorder, recorder.cancelled, limit=limit)
         well = recorder.finish()
         again = command("deploy", "--site", self.site.name, "--resume")
         if done.return_code == runner.OLD_RUN_BUSY and not recorder.finished:
@@ -173,6 +177,8 @@ class Execution:
             extra[BATCH_VARIABLE] = list(self.request.batch)
         if self.request.allow_upgrade:
             extra[UPGRADE_VARIABLE] = True
+        if self.request.new_cluster:
+            extra[NEW_CLUSTER_VARIABLE] = self.request.new_cluster
         return extra
 
     def _call(

@@ -32,7 +32,12 @@ def _merge(request: plan.Request, run: log.Run) -> plan.Request:
             "--resume continues a run with its own stages and hosts: without --only, --from, --until and --limit.",
             f"Start anew without --resume, or continue: {command('deploy', '--site', run.started.site, '--resume')}",
         )
-    return replace(old, batch=request.batch or old.batch, allow_upgrade=request.allow_upgrade or old.allow_upgrade)
+    return replace(
+        old,
+        batch=request.batch or old.batch,
+        allow_upgrade=request.allow_upgrade or old.allow_upgrade,
+        new_cluster=request.new_cluster,  # never taken over: it destroys
+    )
 
 
 def _ask_inventory(where: Project, site: Site, request: plan.Request, chosen: Sequence[Stage]) -> dict[str, str]:
@@ -95,6 +100,11 @@ def launch(request: plan.Request, site_name: str, *, as_json: bool, verbosity: i
     """
     where = project.find()
     site = where.site(site_name)
+    if request.new_cluster not in ("", site.name):
+        raise ProvisionError(
+            f"--new-cluster {request.new_cluster}: the site is {site.name}.",
+            f"Give the name of the site whose old cluster may be lost: --new-cluster {site.name}",
+        )
     order = stages.read(where.order)
     console = Console(as_json=as_json, verbosity=verbosity)
     with lock.hold(site, request.verb):

@@ -22,6 +22,7 @@ class Request:
     """What the user asked for.
 
     only, start, until: names of stages. limit: a host pattern of Ansible. batch: sizes for `serial`.
+    new_cluster: the site's name, where a new cluster may be made although an old one may live.
     """
 
     verb: Verb
@@ -31,6 +32,7 @@ class Request:
     limit: str | None = None
     batch: tuple[int | str, ...] = ()
     allow_upgrade: bool = False
+    new_cluster: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -42,6 +43,9 @@ _KINDS: Mapping[str, Kind] = {
     "runner_on_file_diff": "diff",
     "playbook_on_stats": "stats",
 }
+
+
+_CHANGED = re.compile(r"^(\x1b\[[0-9;]*m)?changed: \[", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ class _Translator:
             len(self.plays) - 1,
             host=str(data.get("host", "")),
             task=str(data.get("task") or data.get("name") or ""),
-            changed=bool(result.get("changed")),
+            # Of a result under no_log nothing is handed on, not even this; Ansible's own line tells it.
+            changed=bool(result["changed"] if "changed" in result else _CHANGED.search(text)),
             ignored=bool(data.get("ignore_errors")),
             message=message_of(result) if bad else "",
             return_code=result.get("rc") if bad else None,

@@ -32,11 +32,7 @@ class Agent(Node):
         self.unpack()
         answer = self.join()
         write(self.paths.agent / "client-ca.crt", answer["ca"], 0o644)
-        self.config.values |= {
-            "cluster-dns": answer["dns"],
-            "cluster-domain": answer["domain"],
-            "cluster-cidr": answer["cidr"],
-        }
+        self.config.values |= answer["config"]
         self.balance(answer["servers"])
         self.start("haproxy", self.home / "haproxy", "-W", "-db", "-f", self.haproxy_config)
         kubeconfig = self.paths.agent / "kubeproxy.kubeconfig"
@@ -60,12 +56,7 @@ class Agent(Node):
         """Ask the configured server, then every one heard of before: an agent outlives the server it joined by."""
         token = self.config.secret("token")
         known = json.loads(self.balancer.read_text()) if self.balancer.exists() else []
-        request = {
-            "role": "agent",
-            "node": self.config.node_name,
-            "ip": self.config.node_ip,
-            "password": node_password(),
-        }
+        request = {"node": self.config.node_name, "password": node_password()}
         last = Fatal("no server to join")
         for url in dict.fromkeys([self.config.get("server"), *(f"https://{server}:{PORT}" for server in known)]):
             try:
@@ -79,10 +70,8 @@ class Agent(Node):
 
     def kubeconfig(self, token: str) -> str:
         """The kubelet's first kubeconfig, good for asking for a certificate."""
-        cluster = {
-            "server": f"https://127.0.0.1:{API}",
-            "certificate-authority": str(self.paths.agent / "client-ca.crt"),
-        }
+        ca = str(self.paths.agent / "client-ca.crt")
+        cluster = {"server": f"https://127.0.0.1:{API}", "certificate-authority": ca}
         document = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -96,17 +85,8 @@ class Agent(Node):
     def balance(self, servers: list[str]) -> bool:
         """Write the load balancer's configuration; returns whether it changed."""
         write(self.balancer, json.dumps(servers))
-        lines = [
-            "global",
-            "  maxconn 1024",
-            "defaults",
-            "  mode tcp",
-            "  timeout connect 3s",
-            "  timeout client 1h",
-            "  timeout server 1h",
-            "  option redispatch",
-            "  retries 3",
-        ]
+        lines = ["global", "  maxconn 1024", "defaults", "  mode tcp", "  option redispatch", "  retries 3"]
+        lines += [f"  timeout {what}" for what in ("connect 3s", "client 1h", "server 1h")]
         for name, port, target in (("api", API, 6443), ("supervisor", JOIN, PORT)):
             lines += [f"listen {name}", f"  bind 127.0.0.1:{port}", "  balance first", "  option tcp-check"]
             lines += [

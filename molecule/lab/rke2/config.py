@@ -22,14 +22,6 @@ SERVER_KEYS = AGENT_KEYS | frozenset(
     "etcd-disable-snapshots kube-apiserver-arg kube-controller-manager-arg kube-scheduler-arg etcd-arg "
     "audit-policy-file ingress-controller secrets-encryption-provider cluster-reset cluster-reset-restore-path".split()
 )
-LISTS = frozenset(key for key in SERVER_KEYS if key.endswith("-arg")) | {
-    "node-label",
-    "node-taint",
-    "tls-san",
-    "disable",
-    "node-ip",
-    "cni",
-}
 # Must agree between servers, or a join fails.
 CRITICAL = ("cluster-cidr", "service-cidr", "cluster-dns", "cluster-domain")
 DEFAULTS: dict[str, Any] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-CONFIG = Path("/etc/rancher/rke2/config.yaml")
+CONFIG = Path(os.environ.get("RKE2_CONFIG_FILE", "/etc/rancher/rke2/config.yaml"))
 KUBECONFIG = Path("/etc/rancher/rke2/rke2.yaml")
 NODE_PASSWORD = Path("/etc/rancher/node/password")
 KUBEADM = Path("/etc/kubernetes")
@@ -34,16 +35,7 @@ TLS_LINKS = {
 # One CA signs servers and clients here; upstream has two.
 TLS_COPIES = {"ca.crt": "client-ca.crt", "ca.key": "client-ca.key"}
 # What a joining server needs of the others, below server/tls.
-SHARED_PKI = (
-    "ca.crt",
-    "ca.key",
-    "front-proxy-ca.crt",
-    "front-proxy-ca.key",
-    "sa.key",
-    "sa.pub",
-    "etcd/ca.crt",
-    "etcd/ca.key",
-)
+SHARED_PKI = "ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub etcd/ca.crt etcd/ca.key".split()
 
 
 class Paths:

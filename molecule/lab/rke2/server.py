@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -39,37 +40,31 @@ class Server(Node):
         """Start everything in upstream's order and stay."""
         joining = bool(self.config.get("server")) and not self.etcd_ready.exists()
         self.unpack()
-        for path in (
-            self.paths.pods,
-            self.paths.manifests,
-            self.paths.tls,
-            self.paths.db / "snapshots",
-            KUBEADM,
-            self.paths.server / "cred",
-        ):
-            path.mkdir(parents=True, exist_ok=True)
-        self.paths.db.chmod(0o700)
-        self.paths.tls.chmod(0o700)
-        point(KUBEADM / "manifests", self.paths.pods)
-        self.package()
-        password = node_password()
-        self.token = self.config.secret("token") or self.stored_token() or secrets.token_hex(16)
-        client = None
+        stored, password = self.stored_token(), node_password()
+        self.token = self.config.secret("token") or stored or secrets.token_hex(16)
+        servers: list[str] = []
         if joining:
+            request = {"node": self.config.node_name, "password": password, "critical": self.critical()}
             client = Client(self.config.get("server"), self.token, "server")
-            answer = client.json("POST", "/v1-rke2/join", self.join_request("server", password))
+            answer = client.json("POST", "/v1-rke2/server-join", request)
+            servers = answer["servers"]
             for name, content in answer["pki"].items():
                 write(self.paths.tls / name, content)
-        elif (self.paths.server / "token").exists() and supervisor.short(self.token) != supervisor.short(
-            self.stored_token()
-        ):
+        elif stored and supervisor.short(self.token) != supervisor.short(stored):
             raise Fatal("bootstrap data already found and encrypted with different token")
+        paths = self.paths
+        for path in (paths.pods, paths.manifests, paths.tls, paths.db / "snapshots", KUBEADM, paths.server / "cred"):
+            path.mkdir(parents=True, exist_ok=True)
+        paths.db.chmod(0o700)
+        paths.tls.chmod(0o700)
+        point(KUBEADM / "manifests", paths.pods)
+        self.package()
         self.certificates()
         self.containerd()
         self.watch()
         supervisor.serve(self.paths.tls, self.routes(), self.tokens)
-        if client:
-            self.join(answer["servers"])
+        if servers:
+            self.join(servers)
         else:
             self.etcd_manifest()
             self.control_plane()
@@ -98,17 +93,10 @@ class Server(Node):
                 if name in config.all("disable") or (name == "rke2-canal" and "canal" not in config.all("cni")):
                     path.unlink(missing_ok=True)
                     continue
-                chart = {
-                    "apiVersion": "helm.cattle.io/v1",
-                    "kind": "HelmChart",
-                    "metadata": {"name": name, "namespace": "kube-system"},
-                    "spec": {
-                        "bootstrap": True,
-                        "chartContent": base64.b64encode(archive.read(entry)).decode(),
-                        "set": values,
-                        "targetNamespace": "kube-system",
-                    },
-                }
+                content = base64.b64encode(archive.read(entry)).decode()
+                spec = {"bootstrap": True, "chartContent": content, "set": values, "targetNamespace": "kube-system"}
+                metadata = {"name": name, "namespace": "kube-system"}
+                chart = {"apiVersion": "helm.cattle.io/v1", "kind": "HelmChart", "metadata": metadata, "spec": spec}
                 write(path, yaml.safe_dump(chart))
 
     def stored_token(self) -> str:
@@ -121,25 +109,14 @@ class Server(Node):
         values = {key: self.config.get(key) for key in CRITICAL}
         return values | {"agent-token": hashlib.sha256(self.config.secret("agent-token").encode()).hexdigest()}
 
-    def join_request(self, role: str, password: str) -> dict[str, Any]:
-        """What this node tells the server it joins through."""
-        return {
-            "role": role,
-            "node": self.config.node_name,
-            "ip": self.config.node_ip,
-            "password": password,
-            "critical": self.critical(),
-        }
-
     def kubeadm(self, *words: object, config: str = "kubeadm.yaml", timeout: float = 300) -> str:
         """Run kubeadm with a configuration of ours and return its output."""
         return run(self.home / "kubeadm", *words, "--config", self.paths.etc / config, timeout=timeout).stdout
 
     def kubectl(self, *words: object, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run kubectl as the cluster's administrator on this node's API server."""
-        return run(
-            self.home / "kubectl", "--kubeconfig", self.paths.admin, *words, check=check, input=stdin, timeout=60
-        )
+        program = (self.home / "kubectl", "--kubeconfig", self.paths.admin)
+        return run(*program, *words, check=check, input=stdin, timeout=60)
 
     def documents(self, endpoint: str) -> list[dict[str, Any]]:
         """kubeadm's configuration of this node, for an API server at `endpoint`."""
@@ -152,28 +129,19 @@ class Server(Node):
 
         sans = [config.node_ip, "127.0.0.1", "localhost", config.node_name, *config.all("tls-san")]
         registration = {"name": config.node_name, "criSocket": "unix:///run/k3s/containerd/containerd.sock"}
+        networks = {"podSubnet": "cluster-cidr", "serviceSubnet": "service-cidr", "dnsDomain": "cluster-domain"}
+        timing = args("etcd-arg", heartbeat_interval="500", election_timeout="5000")
+        etcd = {"dataDir": str(self.paths.db / "etcd"), "imageTag": self.release["tag"], "extraArgs": timing}
+        closed = args("kube-apiserver-arg", anonymous_auth="false", profiling="false")
         cluster = {
             "kind": "ClusterConfiguration",
             "kubernetesVersion": self.release["version"],
             "imageRepository": self.release["repository"],
             "certificatesDir": str(self.paths.tls),
             "controlPlaneEndpoint": endpoint,
-            "networking": {
-                "podSubnet": config.get("cluster-cidr"),
-                "serviceSubnet": config.get("service-cidr"),
-                "dnsDomain": config.get("cluster-domain"),
-            },
-            "etcd": {
-                "local": {
-                    "dataDir": str(self.paths.db / "etcd"),
-                    "imageTag": self.release["tag"],
-                    "extraArgs": args("etcd-arg", heartbeat_interval="500", election_timeout="5000"),
-                }
-            },
-            "apiServer": {
-                "certSANs": list(dict.fromkeys(sans)),
-                "extraArgs": args("kube-apiserver-arg", anonymous_auth="false", profiling="false"),
-            },
+            "networking": {name: config.get(key) for name, key in networks.items()},
+            "etcd": {"local": etcd},
+            "apiServer": {"certSANs": list(dict.fromkeys(sans)), "extraArgs": closed},
             "controllerManager": {"extraArgs": args("kube-controller-manager-arg", profiling="false")},
             "scheduler": {"extraArgs": args("kube-scheduler-arg", profiling="false")},
         }
@@ -202,8 +170,8 @@ class Server(Node):
         self.kubeadm("init", "phase", "kubeconfig", "all")
         for source, name in TLS_LINKS.items():
             link = self.paths.tls / name
-            if not link.is_symlink():
-                link.symlink_to(Path(source).name)
+            if not link.exists():
+                point(link, Path(os.path.relpath(source, Path(name).parent)))
         for source, name in TLS_COPIES.items():
             write(self.paths.tls / name, (self.paths.tls / source).read_text())
         write(self.paths.agent / "client-ca.crt", (self.paths.tls / "ca.crt").read_text(), 0o644)
@@ -241,32 +209,17 @@ class Server(Node):
         tls = self.paths.tls
         # anonymous-auth=false answers kubeadm's HTTP probes with 401; upstream asks with kubectl too.
         get = ["kubectl", "--server=https://localhost:6443", f"--certificate-authority={tls}/ca.crt"]
-        get += [
-            f"--client-certificate={tls}/apiserver-kubelet-client.crt",
-            f"--client-key={tls}/apiserver-kubelet-client.key",
-            "get",
-        ]
-        for probe, question, period in (
-            ("livenessProbe", "livez", 10),
-            ("readinessProbe", "readyz", 10),
-            ("startupProbe", "livez", 5),
-        ):
-            container[probe].pop("httpGet", None)
-            container[probe] |= {
-                "exec": {"command": [*get, f"--raw=/{question}"]},
-                "periodSeconds": period,
-                "timeoutSeconds": 15,
-            }
-        if self.config.get("audit-policy-file"):
-            policy = self.config.get("audit-policy-file")
-            container["command"] += [
-                f"--audit-policy-file={policy}",
-                f"--audit-log-path={self.paths.server}/logs/audit.log",
-            ]
-            for name, host, kind in (
-                ("policy", policy, "File"),
-                ("audit", f"{self.paths.server}/logs", "DirectoryOrCreate"),
-            ):
+        client = f"{tls}/apiserver-kubelet-client"
+        get += [f"--client-certificate={client}.crt", f"--client-key={client}.key", "get"]
+        for probe, question in (("liveness", "livez"), ("readiness", "readyz"), ("startup", "livez")):
+            ask = {"exec": {"command": [*get, f"--raw=/{question}"]}, "timeoutSeconds": 15}
+            ask["periodSeconds"] = 5 if probe == "startup" else 10
+            kept = {key: value for key, value in container[f"{probe}Probe"].items() if key != "httpGet"}
+            container[f"{probe}Probe"] = kept | ask
+        if policy := self.config.get("audit-policy-file"):
+            logs = f"{self.paths.server}/logs"
+            container["command"] += [f"--audit-policy-file={policy}", f"--audit-log-path={logs}/audit.log"]
+            for name, host, kind in (("policy", policy, "File"), ("audit", logs, "DirectoryOrCreate")):
                 container["volumeMounts"].append({"name": name, "mountPath": host})
                 pod["spec"]["volumes"].append({"name": name, "hostPath": {"path": host, "type": kind}})
         path.write_text(yaml.safe_dump(pod))
@@ -294,19 +247,15 @@ class Server(Node):
             if mine in member["peerURLs"]:
                 log("info", f"Removing stale etcd member {member.get('name')} with this node's address")
                 self.etcdctl(remote, "member", "remove", f"{member['ID']:x}")
-            elif member.get("isLearner"):
-                raise Fatal("etcdserver: too many learner members in cluster")
         self.kubelet(None, self.config.all("node-label"))
         admin = (KUBEADM / "super-admin.conf").read_text()
-        answering = next(
-            (
-                server
-                for server in servers
-                if self.etcdctl([f"https://{server}:2379"], "endpoint", "health", check=False).returncode == 0
-            ),
-            servers[0],
-        )
+
+        def healthy(server: str) -> bool:
+            return self.etcdctl([f"https://{server}:2379"], "endpoint", "health", check=False).returncode == 0
+
+        answering = next(filter(healthy, servers), servers[0])
         write(KUBEADM / "admin.conf", admin.replace("https://127.0.0.1:6443", f"https://{answering}:6443"))
+        wait_for("a place in the etcd cluster", lambda: self.announced(remote, mine), 600, 1)
         try:
             self.kubeadm("join", "phase", "etcd-join", config="join.yaml", timeout=240)
         except Fatal:
@@ -319,16 +268,23 @@ class Server(Node):
         self.kubeadm("init", "phase", "kubeconfig", "admin")
         self.control_plane()
 
+    def announced(self, remote: list[str], mine: str) -> bool:
+        """Announce this member as a learner; False while etcd refuses because another one is on its way."""
+        add = ("member", "add", self.config.node_name, "--learner", f"--peer-urls={mine}")
+        done = self.etcdctl(remote, *add, check=False)
+        said = done.stderr.strip().rpartition("Error: ")[2]
+        if done.returncode and not any(word in said for word in ("too many learner", "unhealthy cluster")):
+            raise Fatal(f"ETCD join failed: {said}")
+        if done.returncode:
+            log("info", f"Waiting for other members to finish joining etcd cluster: {said}")
+        return done.returncode == 0
+
     def etcdctl(self, endpoints: list[str], *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run etcdctl with this server's certificate."""
         tls = self.paths.tls / "etcd"
-        flags = [
-            f"--endpoints={','.join(endpoints)}",
-            f"--cacert={tls}/ca.crt",
-            f"--cert={tls}/server.crt",
-            f"--key={tls}/server.key",
-        ]
-        return run(self.home / "etcdctl", *flags, "--command-timeout=10s", *words, check=check, timeout=30)
+        flags = [f"--endpoints={','.join(endpoints)}", f"--cacert={tls}/ca.crt", f"--cert={tls}/server.crt"]
+        flags += [f"--key={tls}/server.key", "--command-timeout=10s"]
+        return run(self.home / "etcdctl", *flags, *words, check=check, timeout=30)
 
     def members(self, endpoints: list[str]) -> list[dict[str, Any]]:
         """etcd's members as etcd itself tells them."""
@@ -343,14 +299,11 @@ class Server(Node):
         for part in ("kubeadm", "kubelet"):
             self.kubeadm("init", "phase", "upload-config", part)
         self.kubeadm("init", "phase", "bootstrap-token")
-        wait_for(
-            "this node to register",
-            lambda: self.kubectl("get", "node", self.config.node_name, check=False).returncode == 0,
-            300,
-        )
+        name = self.config.node_name
+        wait_for("this node to register", lambda: self.kubectl("get", "node", name, check=False).returncode == 0, 300)
         roles = [f"node-role.kubernetes.io/{role}=true" for role in ("control-plane", "etcd")]
-        self.kubectl("label", "--overwrite", "node", self.config.node_name, *roles)
-        self.check_password(self.config.node_name, password)
+        self.kubectl("label", "--overwrite", "node", name, *roles)
+        self.check_password(name, password)
         image = f"--default-job-image={self.release['repository']}/klipper-helm:1"
         flags = ["--namespace=kube-system", f"--kubeconfig={self.paths.admin}", f"--node-name={self.config.node_name}"]
         self.start("helm-controller", self.home / "helm-controller", *flags, image)
@@ -364,55 +317,38 @@ class Server(Node):
         """Apply changed manifests, report EtcdIsVoter, forget members whose node was deleted."""
         try:
             self.deploy()
-            local = ["https://127.0.0.1:2379"]
+            local, name = ["https://127.0.0.1:2379"], self.config.node_name
             members = self.members(local)
-            nodes = json.loads(self.kubectl("get", "nodes", "-o", "json").stdout)["items"]
-            names = {node["metadata"]["name"] for node in nodes}
-            me = next((node for node in nodes if node["metadata"]["name"] == self.config.node_name), None)
-            mine = next((member for member in members if member.get("name") == self.config.node_name), {})
-            if mine.get("isLearner"):
+            found = json.loads(self.kubectl("get", "nodes", "-o", "json").stdout)["items"]
+            nodes = {node["metadata"]["name"]: node["status"] for node in found}
+            mine = next((member for member in members if member.get("name") == name), {"isLearner": True})
+            learner = bool(mine.get("isLearner"))
+            if learner and "ID" in mine:
                 # A start that was cut short between adding and promoting this member.
-                voters = [
-                    url for member in members if not member.get("isLearner") for url in member.get("clientURLs", [])
-                ]
-                self.etcdctl(voters, "member", "promote", f"{mine['ID']:x}", check=False)
-            voter = "True" if mine and not mine.get("isLearner") else "False"
-            known = next(
-                (c["status"] for c in (me or {}).get("status", {}).get("conditions", []) if c["type"] == "EtcdIsVoter"),
-                "",
-            )
-            if me and known != voter:
-                reason = "MemberNotLearner" if voter == "True" else "MemberIsLearner"
-                now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-                condition = {
-                    "type": "EtcdIsVoter",
-                    "status": voter,
-                    "reason": reason,
-                    "message": f"Node is {'a' if voter == 'True' else 'not a'} voting member of the etcd cluster",
-                    "lastTransitionTime": now,
-                    "lastHeartbeatTime": now,
-                }
-                patch = json.dumps({"status": {"conditions": [condition]}})
-                self.kubectl(
-                    "patch", "node", self.config.node_name, "--subresource=status", "--type=strategic", "-p", patch
-                )
-            for gone in self.seen - names:
+                self.etcdctl(voting(members), "member", "promote", f"{mine['ID']:x}", check=False)
+            if name in nodes:
+                self.tell_voter(nodes[name], not learner)
+            for gone in self.seen - nodes.keys():
                 for member in members:
-                    if member.get("name") == gone and gone != self.config.node_name:
+                    if member.get("name") == gone != name:
                         log("info", f"Removing etcd member {gone}: its node was deleted")
                         self.etcdctl(local, "member", "remove", f"{member['ID']:x}", check=False)
-                self.kubectl(
-                    "-n",
-                    "kube-system",
-                    "delete",
-                    "secret",
-                    f"{gone}.node-password.rke2",
-                    "--ignore-not-found",
-                    check=False,
-                )
-            self.seen = names
+                secret = ("secret", f"{gone}.node-password.rke2", "--ignore-not-found")
+                self.kubectl("-n", "kube-system", "delete", *secret, check=False)
+            self.seen = set(nodes)
         except (Fatal, OSError, ValueError) as error:
             log("error", str(error))
+
+    def tell_voter(self, status: dict[str, Any], voter: bool) -> None:
+        """Set the node's condition EtcdIsVoter where it says something else."""
+        if any(c["type"] == "EtcdIsVoter" and c["status"] == str(voter) for c in status.get("conditions", [])):
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        condition = {"type": "EtcdIsVoter", "status": str(voter), "lastTransitionTime": now, "lastHeartbeatTime": now}
+        condition["reason"] = "MemberNotLearner" if voter else "MemberIsLearner"
+        condition["message"] = f"Node is {'a' if voter else 'not a'} voting member of the etcd cluster"
+        patch = json.dumps({"status": {"conditions": [condition]}})
+        self.kubectl("patch", "node", self.config.node_name, "--subresource=status", "--type=strategic", "-p", patch)
 
     def deploy(self) -> None:
         """Apply every file of server/manifests whose content changed since it was last applied."""
@@ -420,15 +356,8 @@ class Server(Node):
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             mark = self.paths.server / "applied" / f"{path.stem}.sha256"
             if not mark.exists() or mark.read_text() != digest:
-                done = self.kubectl(
-                    "apply",
-                    "--server-side",
-                    "--force-conflicts",
-                    "--field-manager=deploy@rke2",
-                    "-f",
-                    path,
-                    check=False,
-                )
+                ours = ("--server-side", "--force-conflicts", "--field-manager=deploy@rke2")
+                done = self.kubectl("apply", *ours, "-f", path, check=False)
                 if done.returncode:
                     log("error", f"Failed to apply {path}: {' '.join(done.stderr.split())[-300:]}")
                     continue
@@ -449,8 +378,8 @@ class Server(Node):
             "GET /cacerts": Route("", lambda _: (self.paths.tls / "ca.crt").read_bytes()),
             "GET /v1-rke2/readyz": Route("node", self.readyz),
             "GET /v1-rke2/apiservers": Route("node", lambda _: self.servers()),
-            "POST /v1-rke2/join": Route("node", self.answer_join),
-            "POST /v1-rke2/server-join": Route("server", self.answer_join),
+            "POST /v1-rke2/join": Route("node", self.answer_agent),
+            "POST /v1-rke2/server-join": Route("server", self.answer_server),
         }
 
     def readyz(self, _: dict[str, Any]) -> bytes:
@@ -461,40 +390,34 @@ class Server(Node):
 
     def servers(self) -> list[str]:
         """The addresses of all etcd members that vote, this server first."""
-        urls = [
-            url
-            for member in self.members(["https://127.0.0.1:2379"])
-            if not member.get("isLearner")
-            for url in member.get("clientURLs", [])
-        ]
-        addresses = [url.split("//")[1].split(":")[0] for url in urls]
-        return [self.config.node_ip, *sorted(set(addresses) - {self.config.node_ip, "127.0.0.1"})]
+        urls = voting(self.members(["https://127.0.0.1:2379"]))
+        addresses = {url.split("//")[1].split(":")[0] for url in urls}
+        return [self.config.node_ip, *sorted(addresses - {self.config.node_ip, "127.0.0.1"})]
 
-    def answer_join(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Hand a joining node what it needs, after its password and its critical values were compared."""
+    def answer_server(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand a joining server the cluster's keys, after its password and its critical values were compared."""
         self.readyz(request)
         self.check_password(request["node"], request["password"])
-        answer: dict[str, Any] = {
-            "servers": self.servers(),
-            "dns": self.config.get("cluster-dns"),
-            "domain": self.config.get("cluster-domain"),
-        }
-        answer["cidr"] = self.config.get("cluster-cidr")
-        if request["role"] == "server":
-            mine = self.critical()
-            for key, value in request["critical"].items():
-                if mine[key] != value:
-                    shown = "" if key == "agent-token" else f": {value} here, {mine[key]} there"
-                    raise Refused(400, f"critical configuration value mismatch: {key}{shown}")
-            return answer | {"pki": {name: (self.paths.tls / name).read_text() for name in SHARED_PKI}}
-        token = self.kubeadm_token()
-        return answer | {"bootstrap": token, "kubeproxy": self.user("system:kube-proxy")}
+        mine = self.critical()
+        for key, value in request["critical"].items():
+            if mine[key] != value:
+                shown = "" if key == "agent-token" else f": {value} here, {mine[key]} there"
+                raise Refused(400, f"critical configuration value mismatch: {key}{shown}")
+        keys = {name: (self.paths.tls / name).read_text() for name in SHARED_PKI}
+        return {"servers": self.servers(), "pki": keys}
 
-    def kubeadm_token(self) -> str:
-        """A token for one kubelet's TLS bootstrap."""
-        return run(
-            self.home / "kubeadm", "--kubeconfig", self.paths.admin, "token", "create", "--ttl=1h"
-        ).stdout.strip()
+    def answer_agent(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand a joining agent what it needs, its password compared; the token is for its kubelet's certificate."""
+        self.readyz(request)
+        self.check_password(request["node"], request["password"])
+        create = ("--kubeconfig", self.paths.admin, "token", "create", "--ttl=1h")
+        answer = {key: self.config.get(key) for key in ("cluster-dns", "cluster-domain", "cluster-cidr")}
+        return {
+            "config": answer,
+            "servers": self.servers(),
+            "bootstrap": run(self.home / "kubeadm", *create).stdout.strip(),
+            "kubeproxy": self.user("system:kube-proxy"),
+        }
 
     def check_password(self, node: str, password: str) -> None:
         """Compare a node's password with the one it first came with; an unknown node's is recorded."""
@@ -503,24 +426,21 @@ class Server(Node):
         if found.returncode == 0 and found.stdout:
             salt, digest = base64.b64decode(found.stdout).decode().split(":")
             if hashlib.scrypt(password.encode(), salt=salt.encode(), n=1024, r=8, p=1).hex() != digest:
-                raise Refused(
-                    403,
-                    f"Node password rejected, duplicate hostname or contents of '{NODE_PASSWORD}'"
-                    " may not match server node-passwd entry",
-                )
+                may = f"duplicate hostname or contents of '{NODE_PASSWORD}' may not match server node-passwd entry"
+                raise Refused(403, f"Node password rejected, {may}")
             return
         if "NotFound" not in found.stderr and found.returncode:
             raise Refused(503, "runtime core not ready")
         salt = secrets.token_hex(8)
         digest = hashlib.scrypt(password.encode(), salt=salt.encode(), n=1024, r=8, p=1).hex()
-        secret = {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": name, "namespace": "kube-system"},
-            "immutable": True,
-            "stringData": {"hash": f"{salt}:{digest}"},
-        }
-        self.kubectl("create", "-f", "-", stdin=json.dumps(secret))
+        create = ("-n", "kube-system", "create", "-f", "-")
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "immutable": True}
+        self.kubectl(*create, stdin=json.dumps(secret | {"stringData": {"hash": f"{salt}:{digest}"}}))
+
+
+def voting(members: list[dict[str, Any]]) -> list[str]:
+    """The client addresses of the members that vote."""
+    return [url for member in members if not member.get("isLearner") for url in member.get("clientURLs", [])]
 
 
 def node_password() -> str:

@@ -53,13 +53,14 @@ def serve(tls: Path, routes: dict[str, Route], tokens: Callable[[str], list[str]
     class Handler(BaseHTTPRequestHandler):
         def handle_one(self) -> None:
             route = routes.get(f"{self.command} {self.path}")
+            # Read before anything is refused: what is left unread would cut the answer off.
+            body = self.rfile.read(min(int(self.headers.get("Content-Length") or 0), 1 << 20))
             try:
                 if not route:
                     raise Refused(404, "404 page not found")
                 if route.user:
                     self.authorise(route.user)
-                size = int(self.headers.get("Content-Length") or 0)
-                answer = route.answer(json.loads(self.rfile.read(size)) if size else {})
+                answer = route.answer(json.loads(body) if body else {})
                 status, body = 200, answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             except Refused as refused:
                 status, body = refused.status, str(refused).encode()
@@ -76,9 +77,8 @@ def serve(tls: Path, routes: dict[str, Route], tokens: Callable[[str], list[str]
             scheme, _, value = self.headers.get("Authorization", "").partition(" ")
             name, _, secret = base64.b64decode(value).decode().partition(":") if scheme == "Basic" else ("", "", "")
             wanted = ["server"] if user == "server" else ["server", "node"]
-            if name not in wanted or not any(
-                hmac.compare_digest(short(secret), short(token)) for token in tokens(user)
-            ):
+            good = any(hmac.compare_digest(short(secret), short(token)) for token in tokens(user))
+            if name not in wanted or not good:
                 raise Refused(401, "401 Unauthorized")
 
         def log_message(self, *_: object) -> None:
@@ -118,18 +118,19 @@ class Client:
         self.context = ssl.create_default_context(cadata=self.ca.decode())
         self.authorization = "Basic " + base64.b64encode(f"{user}:{short(token)}".encode()).decode()
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 60) -> bytes:
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None, timeout: float = 10) -> bytes:
         """Send one request; anything but 200 is fatal and names URL and answer."""
         connection = http.client.HTTPSConnection(self.host, self.port, context=self.context, timeout=timeout)
         headers = {"Authorization": self.authorization} if self.authorization else {}
         try:
+            connection.connect()
+            connection.sock.settimeout(60)  # an answer may take its time, a connection may not
             connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise Fatal(
-                f'failed to reach server {self.url}: Get "https://{self.host}:{self.port}{path}": {error}'
-            ) from error
+            asked = f'Get "https://{self.host}:{self.port}{path}"'
+            raise Fatal(f"failed to reach server {self.url}: {asked}: {error}") from error
         finally:
             connection.close()
         if response.status != 200:

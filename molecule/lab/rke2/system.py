@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from config import Config, Fatal, log
 from paths import RUN, SOCKET
 
@@ -59,9 +57,8 @@ def run(*command: object, check: bool = True, timeout: float = 300, **kwargs: An
     words = [str(word) for word in command]
     done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
     if check and done.returncode:
-        raise Fatal(
-            f"{Path(words[0]).name} {' '.join(words[1:4])}: {' '.join((done.stderr or done.stdout).split())[-600:]}"
-        )
+        said = " ".join((done.stderr or done.stdout).split())[-600:]
+        raise Fatal(f"{Path(words[0]).name} {' '.join(words[1:4])}: {said}")
     return done
 
 
@@ -95,24 +92,22 @@ class Node:
 
     def unpack(self) -> None:
         """Lay the artifact's programs down once per build, and point `bin` at them."""
-        if not (self.home / ".complete").exists():
+        runtime = self.home.parent
+        if not runtime.exists():
             log("info", f"Extracting runtime {self.release['runtime']}")
-            staging = self.home.parent.with_name(f".{self.home.parent.name}.new")
+            staging = runtime.with_name(f".{runtime.name}.new")
             shutil.rmtree(staging, ignore_errors=True)
             with zipfile.ZipFile(sys.argv[0]) as archive:
-                for entry in archive.infolist():
-                    if entry.filename.startswith("runtime/") and not entry.is_dir():
-                        target = staging / entry.filename.removeprefix("runtime/")
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        if entry.external_attr >> 28 == 0xA:
-                            target.symlink_to(archive.read(entry).decode())
-                            continue
-                        with archive.open(entry) as source, target.open("wb") as sink:
-                            shutil.copyfileobj(source, sink, 1 << 20)
-                        target.chmod(0o755)
-            (staging / "bin" / ".complete").touch()
-            shutil.rmtree(self.home.parent, ignore_errors=True)
-            staging.rename(self.home.parent)
+                for entry in (entry for entry in archive.infolist() if entry.filename.startswith("runtime/")):
+                    target = staging / entry.filename.removeprefix("runtime/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if entry.external_attr >> 28 == 0xA:
+                        target.symlink_to(archive.read(entry).decode())
+                        continue
+                    with archive.open(entry) as source, target.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+                    target.chmod(0o755)
+            staging.rename(runtime)
         point(self.paths.bin, self.home)
 
     def start(self, name: str, *command: object) -> None:
@@ -173,8 +168,11 @@ imports = ["{etc}/config-v3.toml.d/*.toml"]
         )
         write(self.paths.etc / "crictl.yaml", f"runtime-endpoint: unix://{SOCKET}\n", 0o644)
         RUN.mkdir(parents=True, exist_ok=True)
+        told = self.paths.agent / "containerd" / "containerd.log"
+        before = told.stat().st_size if told.exists() else 0
         self.start("containerd", self.home / "containerd", "--config", etc / "config.toml")
-        wait_for("containerd", lambda: self.ctr("version", check=False).returncode == 0, 60, 0.2)
+        # Said once the kubelet's interface is up too; its socket answers earlier, and a kubelet refused there ends.
+        wait_for("containerd", lambda: b"containerd successfully booted" in told.read_bytes()[before:], 60, 0.2)
         seen_file = self.paths.agent / "containerd" / "imported.json"
         seen = json.loads(seen_file.read_text()) if seen_file.exists() else {}
         for archive in sorted(self.paths.images.glob("*.tar.zst")):
@@ -182,53 +180,41 @@ imports = ["{etc}/config-v3.toml.d/*.toml"]
             mark = [stat.st_size, stat.st_mtime_ns]
             if seen.get(archive.name) != mark:
                 log("info", f"Importing images from {archive}")
-                self.ctr("-n", "k8s.io", "images", "import", archive)
+                run(self.home / "ctr", "-a", SOCKET, "-n", "k8s.io", "images", "import", archive)
                 seen[archive.name] = mark
                 write(seen_file, json.dumps(seen))
-
-    def ctr(self, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run containerd's own client."""
-        return run(self.home / "ctr", "-a", SOCKET, *words, check=check)
 
     def kubelet(self, bootstrap: Path | None, labels: Sequence[str] = ()) -> None:
         """Start the kubelet; static pods come from agent/pod-manifests, as upstream's do."""
         config = self.config
-        settings = {
-            "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "kind": "KubeletConfiguration",
-            "failCgroupV1": False,
-            "cgroupDriver": "systemd" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "cgroupfs",
-            "containerRuntimeEndpoint": f"unix://{SOCKET}",
-            "authentication": {
-                "x509": {"clientCAFile": str(self.paths.agent / "client-ca.crt")},
-                "anonymous": {"enabled": False},
-                "webhook": {"enabled": True},
-            },
-            "authorization": {"mode": "Webhook"},
-            "clusterDNS": config.all("cluster-dns"),
-            "clusterDomain": config.get("cluster-domain"),
-            "failSwapOn": False,
-            "oomScoreAdj": 0,
-            "serializeImagePulls": False,
-            "staticPodPath": str(self.paths.pods),
-            "resolvConf": config.get("resolv-conf") or "/etc/resolv.conf",
-            "rotateCertificates": bootstrap is not None,
-            "nodeStatusUpdateFrequency": "4s",
-            "fileCheckFrequency": "5s",
-        }
+        unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+        settings = f"""apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+failCgroupV1: false
+cgroupDriver: {"systemd" if unified else "cgroupfs"}
+containerRuntimeEndpoint: unix://{SOCKET}
+authentication:
+  x509: {{clientCAFile: {self.paths.agent}/client-ca.crt}}
+  anonymous: {{enabled: false}}
+  webhook: {{enabled: true}}
+authorization: {{mode: Webhook}}
+clusterDNS: {json.dumps(config.all("cluster-dns"))}
+clusterDomain: {config.get("cluster-domain")}
+failSwapOn: false
+oomScoreAdj: 0
+serializeImagePulls: false
+staticPodPath: {self.paths.pods}
+resolvConf: {config.get("resolv-conf") or "/etc/resolv.conf"}
+rotateCertificates: {json.dumps(bootstrap is not None)}
+nodeStatusUpdateFrequency: 4s
+fileCheckFrequency: 5s
+"""
         path = self.paths.etc / "kubelet.conf.d" / "00-rke2-defaults.conf"
-        write(path, yaml.safe_dump(settings))
+        write(path, settings)
         self.paths.pods.mkdir(parents=True, exist_ok=True)
-        words: list[object] = [
-            self.home / "kubelet",
-            f"--config={path}",
-            f"--kubeconfig={self.paths.agent}/kubelet.kubeconfig",
-        ]
-        words += [
-            f"--hostname-override={config.node_name}",
-            f"--node-ip={config.node_ip}",
-            f"--cert-dir={self.paths.agent}/pki",
-        ]
+        words: list[object] = [self.home / "kubelet", f"--config={path}", f"--node-ip={config.node_ip}"]
+        words += [f"--kubeconfig={self.paths.agent}/kubelet.kubeconfig", f"--cert-dir={self.paths.agent}/pki"]
+        words.append(f"--hostname-override={config.node_name}")
         if bootstrap:
             words.append(f"--bootstrap-kubeconfig={bootstrap}")
         if labels:
@@ -240,39 +226,24 @@ imports = ["{etc}/config-v3.toml.d/*.toml"]
     def kube_proxy(self) -> None:
         """kube-proxy is a static pod on every node, as upstream's is."""
         kubeconfig = self.paths.agent / "kubeproxy.kubeconfig"
-        command = [
-            "kube-proxy",
-            f"--kubeconfig={kubeconfig}",
-            f"--cluster-cidr={self.config.get('cluster-cidr')}",
-            f"--hostname-override={self.config.node_name}",
-            "--conntrack-max-per-core=0",
-            "--oom-score-adj=0",
-            "--healthz-bind-address=127.0.0.1",
-            *(f"--{word}" for word in self.config.all("kube-proxy-arg")),
-        ]
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": "kube-proxy",
-                "namespace": "kube-system",
-                "labels": {"component": "kube-proxy", "tier": "control-plane"},
-            },
-            "spec": {
-                "hostNetwork": True,
-                "priorityClassName": "system-node-critical",
-                "containers": [
-                    {
-                        "name": "kube-proxy",
-                        "image": f"{self.release['repository']}/kube-proxy:{self.release['tag']}",
-                        "imagePullPolicy": "IfNotPresent",
-                        "command": command,
-                        "securityContext": {"privileged": True},
-                        "resources": {"requests": {"cpu": "20m", "memory": "32Mi"}},
-                        "volumeMounts": [{"name": "kubeconfig", "mountPath": str(kubeconfig), "readOnly": True}],
-                    }
-                ],
-                "volumes": [{"name": "kubeconfig", "hostPath": {"path": str(kubeconfig), "type": "File"}}],
-            },
-        }
-        write(self.paths.pods / "kube-proxy.yaml", yaml.safe_dump(pod))
+        arguments = [f"kubeconfig={kubeconfig}", f"cluster-cidr={self.config.get('cluster-cidr')}"]
+        arguments += [f"hostname-override={self.config.node_name}", "healthz-bind-address=127.0.0.1"]
+        arguments += ["conntrack-max-per-core=0", "oom-score-adj=0", *self.config.all("kube-proxy-arg")]
+        command = ["kube-proxy", *(f"--{word}" for word in arguments)]
+        pod = f"""apiVersion: v1
+kind: Pod
+metadata: {{name: kube-proxy, namespace: kube-system, labels: {{component: kube-proxy, tier: control-plane}}}}
+spec:
+  hostNetwork: true
+  priorityClassName: system-node-critical
+  containers:
+    - name: kube-proxy
+      image: {self.release["repository"]}/kube-proxy:{self.release["tag"]}
+      imagePullPolicy: IfNotPresent
+      command: {json.dumps(command)}
+      securityContext: {{privileged: true}}
+      resources: {{requests: {{cpu: 20m, memory: 32Mi}}}}
+      volumeMounts: [{{name: kubeconfig, mountPath: {kubeconfig}, readOnly: true}}]
+  volumes: [{{name: kubeconfig, hostPath: {{path: {kubeconfig}, type: File}}}}]
+"""
+        write(self.paths.pods / "kube-proxy.yaml", pod)

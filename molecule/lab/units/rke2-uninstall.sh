@@ -7,7 +7,7 @@ prefix=${INSTALL_RKE2_ROOT:-/usr/local}
 systemctl disable rke2-server.service rke2-agent.service 2>/dev/null
 rm -f "$prefix"/lib/systemd/system/rke2-server.* "$prefix"/lib/systemd/system/rke2-agent.*
 systemctl daemon-reload
-rm -rf /etc/rancher/rke2 /etc/rancher/node /etc/cni /opt/cni /var/lib/kubelet/* /etc/kubernetes "$prefix/share/rke2"
+rm -rf /etc/rancher/rke2 /etc/rancher/node /etc/cni /opt/cni /var/lib/cni /var/lib/kubelet/* /var/log/pods /var/log/containers /etc/kubernetes "$prefix/share/rke2"
 find "$data" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
 rmdir "$data" /etc/rancher 2>/dev/null
 rm -f "$prefix/bin/rke2" "$prefix/bin/rke2-killall.sh" "$prefix/bin/rke2-uninstall.sh"

@@ -115,7 +115,9 @@ def output(machines: dict[str, Host], converge: Callable[..., subprocess.Complet
 def findings(output: str) -> set[tuple[str, str, str, str]]:
     """Return the findings: what, where, value seen, fix."""
     pattern = r"^ +(\S.*)\n +where: (.*)\n +seen: +(.*)\n +fix: +(.*)$"
-    return {match.groups() for match in re.finditer(pattern, output, re.M)}  # type: ignore[misc]
+    found = {match.groups() for match in re.finditer(pattern, output, re.M)}
+    assert found, output[-4000:]
+    return found  # type: ignore[return-value]
 
 
 @pytest.mark.proves("preflight-all-at-once")

@@ -13,6 +13,13 @@ from provisioner.rollout import parse_batch
 
 Batch = Annotated[str | None, typer.Option(metavar="SIZES", help="Agents at a time, the last size repeated: 1,5,50%.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the last unfinished deploy with its own options.")]
+NewCluster = Annotated[
+    str,
+    typer.Option(
+        metavar="SITE",
+        help="Make a new cluster although servers that are silent may hold the old one.",
+    ),
+]
 AllowUpgrade = Annotated[bool, typer.Option("--allow-upgrade", help="Let a running version be changed.")]
 
 
@@ -25,6 +32,7 @@ def deploy(
     batch: Batch = None,
     resume: Resume = False,
     allow_upgrade: AllowUpgrade = False,
+    new_cluster: NewCluster = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
@@ -35,5 +43,5 @@ def deploy(
     hosts in hand finish, a second one does not.
     """
     sizes = parse_batch(batch) if batch else ()
-    request = Request("deploy", names(only), start, until, limit, sizes, allow_upgrade)
+    request = Request("deploy", names(only), start, until, limit, sizes, allow_upgrade, new_cluster)
     return launch(request, site, as_json=as_json, verbosity=verbose, resume=resume)

@@ -61,8 +61,19 @@ def test_a_limited_deploy_takes_the_locks_in_calls_of_their_own(
     monkeypatch.setattr(inventory, "read", lambda where, site: inventory.Inventory(("one",), {}, {}))
     assert checkout.run(*DEPLOY, "--limit", "one").exit_code == 0
     assert ansible.ran == [["lock"], ["first", "second", "third"], ["unlock"]]
-    assert [call.limit for call in ansible.calls] == [None, "one", None]
+    assert [call.limit for call in ansible.calls] == [None, "one,localhost", None]
     assert checkout.run(*DEPLOY, "--limit", "oen").exit_code == 2
+
+
+@pytest.mark.proves("driver-new-cluster")
+def test_a_new_cluster_needs_the_name_of_the_site_and_is_never_resumed(checkout: Checkout, ansible: Ansible) -> None:
+    assert checkout.run(*DEPLOY, "--new-cluster", "there").exit_code == 2
+    assert ansible.calls == []
+    ansible.failures["second"] = ("alpha", "no")
+    assert checkout.run(*DEPLOY, "--new-cluster", "here").exit_code == 1
+    assert ansible.calls[0].extra_vars["rke2_bootstrap_cluster"] == "here"
+    assert checkout.run(*DEPLOY, "--resume").exit_code == 1
+    assert "rke2_bootstrap_cluster" not in ansible.calls[-1].extra_vars
 
 
 @pytest.mark.proves("driver-deploy")

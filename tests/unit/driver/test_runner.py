@@ -52,6 +52,15 @@ def test_a_failed_task_keeps_host_task_message_and_return_code() -> None:
     ]
 
 
+@pytest.mark.proves("driver-counts-changes")
+@pytest.mark.parametrize(
+    ("text", "changed"), [("changed: [a]", 1), ("\x1b[0;33mchanged: [a]\x1b[0m", 1), ("ok: [a]", 0)]
+)
+def test_a_change_under_no_log_is_counted(text: str, changed: int) -> None:
+    data = {"host": "a", "task": "Write a secret", "res": {"censored": "hidden"}}
+    assert _translate({"event": "runner_on_ok", "event_data": data, "stdout": text})[0].changed == changed
+
+
 def test_the_recap_names_hosts_that_failed_or_were_lost() -> None:
     data = {"failures": {"a": 1}, "dark": {"b": 1}, "ok": {"a": 1, "c": 2}}
     assert _translate({"event": "playbook_on_stats", "event_data": data})[0].failed_hosts == {"a", "b"}

@@ -1,0 +1,338 @@
+"""What the module rke2_info makes of a machine: real files, real processes, stand-ins for programs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from plugins.modules import rke2_info
+
+pytestmark = pytest.mark.proves("rke2-info")
+
+VERSION = "v1.35.4+rke2r1"
+# systemd's answers lie in files by the unit's name; a unit without one is unknown.
+SYSTEMCTL = """#!/bin/sh
+cat "{root}/units/$2" 2>/dev/null || printf 'ActiveState=inactive\\nSubState=dead\\nUnitFileState=\\n'
+"""
+# Each call takes the next answer; the last one stays.
+KUBECTL = """#!/bin/sh
+echo "$*" >>"{root}/kubectl.log"
+file=$(ls "{root}"/nodes/*.json 2>/dev/null | head -1)
+[ -n "$file" ] || exit 1
+cat "$file"
+[ "$(ls "{root}"/nodes/*.json | wc -l)" -eq 1 ] || rm "$file"
+"""
+
+
+class Machine:
+    """A machine made of a temporary directory."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lay down programs and point the module at them."""
+        self.root, self.data_dir = root, root / "data"
+        for name in ("programs", "units", "nodes", "data/bin", "etc"):
+            (root / name).mkdir(parents=True)
+        self.program("programs/systemctl", SYSTEMCTL)
+        self.program("programs/journalctl", '#!/bin/sh\ncat "{root}/journal"\n')
+        (root / "journal").write_text("")
+        monkeypatch.setenv("PATH", f"{root}/programs:{os.environ['PATH']}")
+        monkeypatch.setattr(rke2_info, "PROGRAMS", (str(root / "programs/rke2"),))
+        monkeypatch.setattr(rke2_info, "CONFIG", str(root / "etc/config.yaml"))
+        monkeypatch.setattr(rke2_info, "KUBECONFIG", str(root / "etc/rke2.yaml"))
+        monkeypatch.setattr(rke2_info, "STARTED", str(root / "started"))
+
+    def program(self, path: str, text: str) -> None:
+        """Write a program."""
+        (self.root / path).write_text(text.replace("{root}", str(self.root)))
+        (self.root / path).chmod(0o755)
+
+    def unit(self, name: str, active: str = "active", sub: str = "running", enabled: str = "enabled") -> None:
+        """Set what systemd says of a unit."""
+        (self.root / "units" / name).write_text(
+            f"ActiveState={active}\nSubState={sub}\nUnitFileState={enabled}\nActiveEnterTimestampMonotonic=5000000\n"
+            "NRestarts=2\n"
+        )
+
+    def serves(self, *answers: dict[str, Any]) -> None:
+        """Give it an API that answers one thing after the other."""
+        self.program("data/bin/kubectl", KUBECTL)
+        (self.root / "etc/rke2.yaml").touch()
+        for number, answer in enumerate(answers):
+            (self.root / f"nodes/{number}.json").write_text(json.dumps(answer))
+
+
+def node(name: str, ready: bool = True, voter: bool = True, version: str = VERSION, **spec: Any) -> dict[str, Any]:
+    """Return a Node as the API gives it."""
+    conditions = [{"type": "Ready", "status": str(ready)}, {"type": "EtcdIsVoter", "status": str(voter)}]
+    return {
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"a": "b"}, "annotations": {"c": "d"}},
+        "spec": spec,
+        "status": {"conditions": conditions, "nodeInfo": {"kubeletVersion": version}},
+    }
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Return an empty machine."""
+    return Machine(tmp_path, monkeypatch)
+
+
+def run(capsys: pytest.CaptureFixture[str], at: Machine, service: str = "server", **arguments: Any) -> dict[str, Any]:
+    """Run the module in this process and return its JSON result."""
+    with (
+        patch_module_args({"service": service, "data_dir": str(at.data_dir), **arguments}),
+        pytest.raises(SystemExit),
+    ):
+        rke2_info.main()
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert result["changed"] is False
+    return result
+
+
+def test_an_empty_machine_has_nothing_and_says_so(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    result = run(capsys, machine, staging=str(machine.root / ".staging-*"))
+    assert (result["installed_version"], result["running_version"], result["join_url"]) == ("", "", "")
+    assert (result["datastore"], result["joined"], result["other_service_active"]) == (False, False, False)
+    assert (result["nodes"], result["images"], result["staged"], result["chart_configs"]) == ({}, [], {}, [])
+    assert result["service"] == {"active": "inactive", "sub": "dead", "enabled": False, "since": 0, "restarts": 0}
+    assert result["digest"]["started"] == ""
+
+
+def test_a_member_is_told_in_one_answer(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    machine.unit("rke2-server")
+    machine.program("programs/rke2", f"#!/bin/sh\necho 'rke2 version {VERSION} (abc)'\n")
+    taints = [{"key": "k", "effect": "NoSchedule"}, {"key": "l", "value": "v", "effect": "NoExecute"}]
+    machine.serves({"items": [node("a", podCIDR="10.42.0.0/24", taints=taints), node("b", ready=False, voter=False)]})
+    for path in ("server/db/etcd/member", "agent/images"):
+        (machine.data_dir / path).mkdir(parents=True)
+    (machine.data_dir / "agent/kubelet.kubeconfig").touch()
+    (machine.data_dir / "agent/images/rke2-images-core.tar.zst").touch()
+    (machine.root / "etc/config.yaml.d").mkdir()
+    (machine.root / "etc/config.yaml.d/90-join.yaml").write_text('# ours\nserver: "https://192.0.2.20:9345"\n')
+    watched = [machine.root / "one", machine.root / "missing", machine.root / "two"]
+    watched[0].write_text("1")
+    watched[2].write_text("2")
+    (machine.root / "started").write_text("abc  -\n")
+    result = run(capsys, machine, watched=[str(path) for path in watched], node_name="a")
+    assert (result["installed_version"], result["join_url"]) == (VERSION, "https://192.0.2.20:9345")
+    assert (result["datastore"], result["joined"], result["images"]) == (True, True, ["rke2-images-core.tar.zst"])
+    assert result["service"] == {"active": "active", "sub": "running", "enabled": True, "since": 5, "restarts": 2}
+    assert result["digest"] == {"now": hashlib.sha256(b"12").hexdigest(), "started": "abc"}
+    assert result["nodes"]["a"] == {
+        "ready": True,
+        "voter": True,
+        "version": VERSION,
+        "labels": {"a": "b"},
+        "annotations": {"c": "d"},
+        "taints": ["k=:NoSchedule", "l=v:NoExecute"],
+        "unschedulable": False,
+        "pod_network": "10.42.0.0/24",
+    }
+    assert (result["nodes"]["b"]["ready"], result["nodes"]["b"]["voter"]) == (False, False)
+
+
+def test_an_agent_asks_for_itself_alone_with_its_kubelets_rights(
+    capsys: pytest.CaptureFixture[str], machine: Machine
+) -> None:
+    machine.unit("rke2-agent")
+    machine.serves(node("w"))
+    (machine.root / "etc/rke2.yaml").unlink()
+    (machine.data_dir / "agent").mkdir()
+    (machine.data_dir / "agent/kubelet.kubeconfig").touch()
+    assert set(run(capsys, machine, "agent", node_name="w")["nodes"]) == {"w"}
+    asked = (machine.root / "kubectl.log").read_text()
+    assert "agent/kubelet.kubeconfig" in asked and asked.split()[-1] == "w"
+
+
+def test_the_running_version_is_that_of_the_kubelets_program(machine: Machine) -> None:
+    program = machine.data_dir / f"data/{VERSION.replace('+', '-')}-abc/bin/kubelet"
+    program.parent.mkdir(parents=True)
+    shutil.copy("/bin/sleep", program)
+    assert rke2_info.running_version(str(machine.data_dir)) == ""
+    process = subprocess.Popen([program, "60"])
+    try:
+        assert rke2_info.running_version(str(machine.data_dir)) == VERSION
+        assert rke2_info.running_version("/elsewhere") == ""
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        pytest.param("rke2 version v1.30.14+rke2r4 (x)", "v1.30.14+rke2r4", id="program"),
+        pytest.param("/data/v1.36.3-rke2r1-1a2b/bin", "v1.36.3+rke2r1", id="directory"),
+        pytest.param("v1.36.3", "", id="not-rke2"),
+    ],
+)
+def test_a_version_is_read_in_both_spellings(text: str, version: str) -> None:
+    assert rke2_info.full_version(text) == version
+
+
+def test_what_a_node_lacks_is_told_in_words() -> None:
+    wait = {"nodes": ["a", "b", "c"], "voters": ["a", "c"], "version": VERSION}
+    nodes = {
+        "a": {"ready": True, "version": VERSION, "voter": True},
+        "b": {"ready": False, "version": VERSION, "voter": False},
+        "c": {"ready": True, "version": "v1.34.1+rke2r1", "voter": False},
+    }
+    assert rke2_info.missing(wait, {"active": "activating", "sub": "start"}, nodes) == [
+        "the service is activating (start)",
+        "node b is not Ready",
+        "node c runs v1.34.1+rke2r1",
+        "node c does not vote in etcd",
+    ]
+    wait["nodes"] = wait["voters"] = ["a"]
+    assert rke2_info.missing(wait, {"active": "active", "sub": "running"}, nodes) == []
+    assert rke2_info.missing(wait, {"active": "active", "sub": "running"}, {}) == [
+        "node a has not registered",
+        "node a does not vote in etcd",
+    ]
+
+
+def test_waiting_ends_when_the_node_is_healthy(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    machine.unit("rke2-server")
+    machine.serves({"items": []}, {"items": [node("a", ready=False)]}, {"items": [node("a")]})
+    result = run(capsys, machine, wait={"seconds": 60, "nodes": ["a"], "voters": ["a"], "version": VERSION})
+    assert (result["healthy"], result["waiting_for"]) == (True, [])
+    assert len((machine.root / "kubectl.log").read_text().splitlines()) == 3
+
+
+def test_a_relapse_starts_the_stable_time_anew(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    machine.unit("rke2-server")
+    machine.serves({"items": [node("a")]}, {"items": [node("a", ready=False)]}, {"items": [node("a")]})
+    result = run(capsys, machine, wait={"seconds": 60, "stable": 1, "nodes": ["a"]})
+    assert result["healthy"] is True
+    assert len((machine.root / "kubectl.log").read_text().splitlines()) >= 4
+
+
+def test_a_missed_deadline_ends_with_the_decisive_lines(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    machine.unit("rke2-server", active="activating", sub="start")
+    chatter = [f'level=info msg="chatter {number}"' for number in range(50)]
+    decisive = ['level=fatal msg="no"', 'level=fatal msg="no"', 'level=warning msg="Unknown flag --x found"']
+    (machine.root / "journal").write_text("\n".join([*decisive, *chatter]))
+    result = run(capsys, machine, wait={"seconds": 0, "nodes": ["a"]})
+    assert result["healthy"] is False
+    assert result["waiting_for"] == ["the service is activating (start)", "node a has not registered"]
+    assert result["journal"] == decisive[1:]
+
+
+def test_without_a_decisive_line_the_last_ones_are_given(machine: Machine) -> None:
+    (machine.root / "journal").write_text("\n".join(f"line {number}" for number in range(30)))
+    assert rke2_info.journal("rke2-server") == [f"line {number}" for number in range(22, 30)]
+
+
+def test_space_staging_kernel_and_charts_are_reported(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
+    staging = machine.root / ".staging-v1"
+    staging.mkdir()
+    (staging / "half").write_bytes(b"x" * 1000)
+    manifests = machine.data_dir / "server/manifests"
+    manifests.mkdir(parents=True)
+    (manifests / "rke2-canal-config.yaml").write_text(f"{rke2_info.BANNER}; and more\n")
+    (manifests / "rke2-coredns-config.yaml").write_text("# somebody else's\n")
+    (manifests / "rke2-traefik.yaml").write_text(f"{rke2_info.BANNER}\n")
+    deep = str(machine.root / "not/yet/there")
+    result = run(
+        capsys,
+        machine,
+        space=[deep],
+        staging=str(machine.root / ".staging-*"),
+        sysctls=["kernel.ostype", "no.such.parameter"],
+    )
+    assert result["staged"] == {str(staging): 1000}
+    assert result["chart_configs"] == ["rke2-canal"]
+    assert result["sysctls"] == {"kernel.ostype": "Linux", "no.such.parameter": ""}
+    # Others write to this disk as well, so the two readings differ by a little.
+    assert abs(result["space"][deep] - shutil.disk_usage(machine.root).free) < 1 << 30
+
+
+def test_the_etcd_account_needs_user_and_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"/etc/passwd": "root:x:0:0\netcd:x:52034:52034\n", "/etc/group": "root:x:0:\n"}
+    monkeypatch.setattr(rke2_info, "text", files.__getitem__)
+    assert rke2_info.etcd_account() is False
+    files["/etc/group"] += "etcd:x:52034:\n"
+    assert rke2_info.etcd_account() is True
+    files["/etc/passwd"] = "notetcd:x:1:1\n"
+    assert rke2_info.etcd_account() is False
+
+
+def test_certificates_end_when_openssl_says(tmp_path: Path) -> None:
+    place = tmp_path / "server/tls"
+    place.mkdir(parents=True)
+    certificate(place, "server-ca", days=10)
+    (place / "broken.crt").write_text("nonsense")
+    found = rke2_info.certificates(str(tmp_path))
+    assert list(found) == [str(place / "server-ca.crt")]
+    left = found[str(place / "server-ca.crt")] - (place / "server-ca.crt").stat().st_mtime
+    assert abs(left - 10 * 86400) < 60
+
+
+def certificate(directory: Path, name: str, days: int = 1) -> None:
+    """Make a certificate and its key."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    files = ["-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt"]
+    subprocess.run([*command, "-subj", "/CN=x", "-days", str(days), *files], check=True, capture_output=True)
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """Serve RKE2's port at an address of this machine alone: (address, password by which it answers -> status)."""
+    answers: dict[str, int] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            given = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic ")).decode()
+            self.send_response(200 if self.path == "/ping" else answers.get(given, 401))
+            self.end_headers()
+
+        def log_request(self, *_: object) -> None:
+            pass
+
+    certificate(tmp_path, "tls")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    address = f"127.77.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"
+    with http.server.ThreadingHTTPServer((address, 9345), Handler) as serving:
+        serving.socket = context.wrap_socket(serving.socket, server_side=True)
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield address, answers
+        serving.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("token", "user", "answer"),
+    [
+        pytest.param("right", "server", "ready", id="short-token"),
+        pytest.param("K10abc::server:right", "server", "ready", id="full-token"),
+        pytest.param("right", "node", "listening", id="not-ready-yet"),
+        pytest.param("wrong", "server", "refused", id="another-token"),
+        pytest.param(None, "server", "listening", id="no-token"),
+    ],
+)
+def test_a_peer_answers_one_of_four_ways(
+    supervisor: tuple[str, dict[str, int]], token: str | None, user: str, answer: str
+) -> None:
+    address, answers = supervisor
+    answers |= {"server:right": 200, "node:right": 503}
+    assert rke2_info.ask_peer(address, token, user) == answer
+
+
+def test_a_peer_that_is_not_there_is_silent() -> None:
+    assert rke2_info.ask_peer("127.78.0.1", "x", "server") == "silent"

@@ -1,0 +1,500 @@
+"""What the role rke2 decides from a machine's answers, without any machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
+
+from plugins.modules import rke2_info, rke2_node
+
+ROLE = Path(__file__).resolve().parents[3] / "roles/rke2"
+KNOWN: dict[str, Any] = yaml.safe_load((ROLE / "files/config_keys.yml").read_text())
+VERSION = "v1.35.7+rke2r1"
+CONTROL_PLANE = "node-role.kubernetes.io/control-plane:NoSchedule"
+HOSTS = {"one": "192.0.2.21", "two": "192.0.2.22", "three": "192.0.2.23", "worker": "192.0.2.24"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins() -> None:
+    """Make filters and tests of collections resolvable."""
+    init_plugin_loader()
+
+
+def answer(**different: Any) -> dict[str, Any]:
+    """Return what rke2_info says of a converged server, with `different` parts."""
+    node = {"ready": True, "voter": True, "version": VERSION, "labels": {}, "annotations": {}, "unschedulable": False}
+    now: dict[str, Any] = {
+        "installed_version": VERSION,
+        "running_version": VERSION,
+        "service": {"active": "active", "sub": "running", "enabled": True},
+        "other_service_active": False,
+        "datastore": True,
+        "joined": True,
+        "join_url": "https://192.0.2.20:9345",
+        "digest": {"now": "a", "started": "a"},
+        "peers": {"192.0.2.20": "ready", "192.0.2.22": "ready", "192.0.2.23": "ready"},
+        "images": ["rke2-images-canal.linux-amd64.tar.zst", "rke2-images-core.linux-amd64.tar.zst"],
+        "nodes": {"one": node | {"taints": ["node-role.kubernetes.io/control-plane=:NoSchedule"]}},
+        "sysctls": {},
+        "space": {"/var/lib/rancher": 10_000},
+        "staged": {},
+        "etcd_account": False,
+        "chart_configs": [],
+    }
+    return now | different
+
+
+class Role:
+    """The role's variables for one host, with inputs and registered answers as they would be."""
+
+    def __init__(self, service: str = "server", now: dict[str, Any] | None = None, **inputs: Any) -> None:
+        """Load defaults and variables; `inputs` win over both."""
+        self.loader = DataLoader()
+        self.variables: dict[str, Any] = {}
+        for part in ("defaults", "vars"):
+            path = str(ROLE / part / "main.yml")
+            self.variables |= self.loader.load_from_file(path, trusted_as_template=True)
+        self.variables |= {
+            "role_path": str(ROLE),
+            "inventory_hostname": "one",
+            "groups": {"rke2": list(HOSTS), "rke2_server": ["one", "two", "three"], "rke2_agent": ["worker"]},
+            "hostvars": {name: {"site_node_address": address} for name, address in HOSTS.items()},
+            "ansible_check_mode": False,
+            "rke2_cluster_name": "here",
+            "rke2_version": VERSION,
+            "rke2_bundle": "",
+            "rke2_api_address": "192.0.2.20",
+            "rke2_node_address": HOSTS["one"],
+            "rke2_token": "server-token",
+            "rke2_agent_token": "agent-token",
+            "rke2_cni": "canal",
+            "rke2_pod_network": "10.42.0.0/16",
+            "rke2_service_network": "10.43.0.0/16",
+            "rke2_cluster_domain": "cluster.local",
+            "rke2_proxy": "",
+            "rke2_proxy_bypass": [],
+            "__rke2_service": service,
+            "__rke2_info": now or answer(),
+        } | inputs
+
+    def get(self, name: str) -> Any:
+        """Return a variable's value."""
+        return Templar(self.loader, variables=self.variables).template(self.variables[name])
+
+    def file(self, path: str) -> dict[str, Any]:
+        """Return the entry for a path among the files that would be laid down."""
+        found: list[dict[str, Any]] = [file for file in self.get("__rke2_files") if file["path"] == path]
+        assert len(found) == 1, f"{path} is laid down {len(found)} times"
+        return found[0]
+
+    def refused(self, name: str, file: str = "gates") -> str:
+        """Return what an assertion of a task file says, empty when it passes."""
+        tasks = self.loader.load_from_file(str(ROLE / f"tasks/{file}.yml"), trusted_as_template=True)
+        task = next(task for task in tasks if task["name"] == f"{file} | {name}")
+        templar = Templar(self.loader, variables=self.variables)
+        conditions = task["ansible.builtin.assert"]["that"]
+        for condition in conditions if isinstance(conditions, list) else [conditions]:
+            if not templar.evaluate_conditional(condition):
+                return str(templar.template(task["ansible.builtin.assert"]["fail_msg"]))
+        return ""
+
+
+# The gates
+
+
+@pytest.mark.proves("rke2-gates")
+@pytest.mark.parametrize(
+    ("wanted", "allowed", "gate", "said"),
+    [
+        pytest.param(
+            "v1.35.7+rke2r2", False, "Refuse another version unless asked for", "--allow-upgrade", id="re-release"
+        ),
+        pytest.param("v1.36.3+rke2r1", False, "Refuse another version unless asked for", VERSION, id="minor"),
+        pytest.param("v1.36.3+rke2r1", True, "", "", id="allowed"),
+        pytest.param("v1.35.4+rke2r1", True, "Refuse a downgrade and a skipped minor version", "v1.36", id="downgrade"),
+        pytest.param("v1.37.1+rke2r1", True, "Refuse a downgrade and a skipped minor version", "v1.36", id="skipped"),
+        pytest.param(VERSION, False, "", "", id="same"),
+    ],
+)
+def test_a_running_version_changes_only_when_asked_for_and_only_upwards(
+    wanted: str, allowed: bool, gate: str, said: str
+) -> None:
+    role = Role(rke2_version=wanted, rke2_allow_upgrade=allowed)
+    gates = ("Refuse another version unless asked for", "Refuse a downgrade and a skipped minor version")
+    told = {name: role.refused(name) for name in gates}
+    assert {name for name, text in told.items() if text} >= ({gate} if gate else set())
+    if gate:
+        assert said in told[gate] and VERSION in told[gate] and "one" in told[gate]
+    else:
+        assert told == dict.fromkeys(gates, "")
+
+
+@pytest.mark.proves("rke2-gates")
+def test_an_empty_machine_takes_any_version() -> None:
+    role = Role(now=answer(running_version="", installed_version="", datastore=False, joined=False))
+    assert role.refused("Refuse another version unless asked for") == ""
+    assert role.refused("Refuse a downgrade and a skipped minor version") == ""
+
+
+@pytest.mark.proves("rke2-gates")
+@pytest.mark.parametrize(
+    ("service", "secret", "file"),
+    [("server", "vault_site_rke2_token", "/server/token"), ("agent", "vault_site_rke2_agent_token", "/agent-token")],
+)
+def test_a_refused_token_is_told_by_its_vaults_name_and_not_shown(service: str, secret: str, file: str) -> None:
+    role = Role(service, answer(peers={"192.0.2.20": "refused", "192.0.2.22": "ready"}))
+    told = role.refused("Refuse a token that the cluster refuses")
+    assert "192.0.2.20" in told and "192.0.2.22" not in told
+    assert secret in told and file in told
+    assert "server-token" not in told and "agent-token;" not in told.replace(file, "")
+    assert Role(service).refused("Refuse a token that the cluster refuses") == ""
+
+
+@pytest.mark.proves("rke2-gates")
+def test_a_machine_of_the_other_kind_is_refused() -> None:
+    gate = "Refuse a machine that runs RKE2's other service"
+    assert "rke2-uninstall.sh" in Role(now=answer(other_service_active=True)).refused(gate)
+    assert Role().refused(gate) == ""
+
+
+@pytest.mark.proves("rke2-gates")
+def test_an_agent_needs_a_server_that_is_ready_unless_it_has_joined() -> None:
+    gate, silent = "Refuse an agent without a server", {"192.0.2.20": "silent"}
+    assert "--only rke2_server" in Role("agent", answer(joined=False, peers=silent)).refused(gate)
+    assert Role("agent", answer(joined=True, peers=silent)).refused(gate) == ""
+    assert Role("agent", answer(joined=False)).refused(gate) == ""
+
+
+@pytest.mark.proves("rke2-gates")
+@pytest.mark.parametrize(
+    ("different", "mode"),
+    [
+        pytest.param({"datastore": True}, "member", id="has-data"),
+        pytest.param({"datastore": False}, "join", id="another-serves"),
+        pytest.param({"datastore": False, "peers": {"192.0.2.20": "listening"}}, "bootstrap", id="nobody-serves"),
+    ],
+)
+def test_a_server_starts_a_cluster_only_where_none_serves(different: dict[str, Any], mode: str) -> None:
+    assert Role(now=answer(**different)).get("__rke2_mode") == mode
+
+
+# The configuration
+
+
+def faults(service: str = "server", version: str = VERSION, **config: Any) -> str:
+    """Return what is said of keys that a site gives in rke2_config."""
+    return Role(service, rke2_version=version, rke2_config=config).refused(
+        "Refuse a configuration that RKE2 would drop in silence"
+    )
+
+
+@pytest.mark.proves("rke2-config-keys")
+@pytest.mark.parametrize("service", ["server", "agent"])
+@pytest.mark.parametrize("minor", KNOWN["minors"])
+def test_what_the_role_writes_itself_is_known_to_every_minor(minor: str, service: str) -> None:
+    inputs: dict[str, Any] = {"rke2_profile": "cis", "rke2_kubelet_args": ["a=b"], "rke2_kube_apiserver_args": ["a=b"]}
+    role = Role(service, rke2_version=f"v{minor}.14+rke2r1", rke2_audit_policy={"a": "b"}, **inputs)
+    assert role.get("__rke2_faults") == []
+    assert set(role.get("__rke2_config")) >= {"profile", "kubelet-arg", "node-ip"}
+
+
+@pytest.mark.proves("rke2-config-keys")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        pytest.param({"service": "server", "write-kubeconfig-mod": "0600"}, "write-kubeconfig-mode", id="nearest"),
+        pytest.param({"service": "agent", "etcd-arg": []}, "group_vars/rke2_server/rke2.yml", id="server-only"),
+        pytest.param({"service": "server", "flannel-backend": "vxlan"}, "no key that RKE2 1.35 knows", id="of-k3s"),
+        pytest.param({"service": "server", "tls-san": ["x"]}, "from rke2_tls_san", id="own"),
+        pytest.param({"service": "server", "kubelet-arg+": ["x"]}, "from rke2_kubelet_args", id="own-appended"),
+        pytest.param(
+            {"version": "v1.30.14+rke2r4", "etcd-s3-retention": 5}, "not known by RKE2 1.30", id="later-minor"
+        ),
+        pytest.param({"version": "v1.31.11+rke2r1", "etcd-s3-retention": 5}, "from v1.31.12 on", id="later-patch"),
+        pytest.param({"version": "v1.29.1+rke2r1"}, "1.30, 1.31, 1.32, 1.33, 1.34, 1.35, 1.36", id="unknown-minor"),
+        pytest.param({"version": "latest"}, "rke2_version is latest", id="no-version"),
+    ],
+)
+def test_a_key_that_would_be_dropped_is_refused_with_what_to_do(given: dict[str, Any], said: str) -> None:
+    told = faults(**given)
+    assert said in told and told.startswith("one: ") and "group_vars/" in told
+    key = next((key for key in given if key not in ("service", "version")), "")
+    assert key in told
+
+
+@pytest.mark.proves("rke2-config-keys")
+def test_keys_in_their_place_are_taken_and_all_faults_are_told_at_once() -> None:
+    good: dict[str, Any] = {"etcd-s3": True, "etcd-s3-retention": 5, "disable+": ["rke2-ingress-nginx"]}
+    assert faults("server", **good) == ""
+    assert faults("agent", **{"resolv-conf": "/etc/resolv.conf"}) == ""
+    told = faults("server", nonsense=1, **{"node-ip": "x"})
+    assert "nonsense" in told and "rke2_node_address" in told
+    assert "nearest" not in told
+
+
+@pytest.mark.proves("rke2-config-keys")
+def test_the_table_is_whole() -> None:
+    names = KNOWN["agent"] + KNOWN["server"]
+    assert len(names) == len(set(names))
+    assert set(KNOWN["since"]) <= set(names)
+    assert all(set(since) <= set(KNOWN["minors"]) for since in KNOWN["since"].values())
+    variables = Role()
+    assert set(variables.get("__rke2_own_keys")) <= set(names)
+    described = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["server"]["options"]
+    assert set(variables.get("__rke2_own_keys").values()) <= set(described)
+
+
+# Labels and taints
+
+
+def differs(role: Role) -> bool:
+    """Return whether a call would be made for labels and taints."""
+    return bool(role.get("__rke2_node_differs"))
+
+
+@pytest.mark.proves("rke2-labels")
+@pytest.mark.parametrize("service", ["server", "agent"])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        pytest.param({}, id="nothing"),
+        pytest.param({"rke2_node_labels": {"x/rack": "upper", "on": True, "n": 3}}, id="labels"),
+        pytest.param({"rke2_node_taints": ["k=v:NoSchedule", "k:NoExecute"]}, id="taints"),
+        pytest.param({"rke2_control_plane_taint_enabled": False, "rke2_node_labels": {"b": "1", "a": "2"}}, id="both"),
+    ],
+)
+def test_the_role_asks_for_a_change_exactly_when_the_module_would_make_one(
+    service: str, inputs: dict[str, Any]
+) -> None:
+    metadata: dict[str, Any] = {"name": "one", "labels": {"theirs": "1"}, "annotations": {"theirs": "2"}}
+    node: dict[str, Any] = {"metadata": metadata, "spec": {"taints": [{"key": "theirs", "effect": "NoSchedule"}]}}
+
+    def seen(**different: Any) -> Role:
+        taints = [f"{taint['key']}={taint.get('value', '')}:{taint['effect']}" for taint in node["spec"]["taints"]]
+        shown = {"labels": metadata["labels"], "annotations": metadata["annotations"], "taints": taints}
+        return Role(service, answer(nodes={"one": shown}), **(inputs | different))
+
+    def change(role: Role) -> dict[str, Any]:
+        labels = {key: rke2_node.text(value) for key, value in role.get("rke2_node_labels").items()}
+        taints = [rke2_node.parsed(taint) for taint in role.get("__rke2_taints")]
+        return rke2_node.difference(node, labels, taints, role.get("__rke2_own_taints"))
+
+    def apply(patch: dict[str, Any]) -> None:
+        for part, values in patch.get("metadata", {}).items():
+            merged = metadata[part] | values
+            metadata[part] = {name: value for name, value in merged.items() if value is not None}
+        if "spec" in patch:
+            node["spec"]["taints"] = patch["spec"]["taints"] or []
+
+    assert differs(seen()) == bool(change(seen()))
+    apply(change(seen()))
+    assert (differs(seen()), change(seen())) == (False, {})
+    # Everything is taken out of the inventory again.
+    empty = {"rke2_node_labels": {}, "rke2_node_taints": [], "rke2_control_plane_taint_enabled": False}
+    assert differs(seen(**empty)) == bool(change(seen(**empty)))
+    apply(change(seen(**empty)))
+    assert (differs(seen(**empty)), metadata["labels"]) == (False, {"theirs": "1"})
+    assert node["spec"]["taints"] == [{"key": "theirs", "effect": "NoSchedule"}]
+
+
+@pytest.mark.proves("rke2-labels")
+def test_a_first_start_with_the_defaults_needs_no_second_pass() -> None:
+    assert not differs(Role()), "the taint came with the registration"
+    assert not differs(Role("agent", answer(nodes={"one": {"labels": {}, "annotations": {}, "taints": []}})))
+
+
+@pytest.mark.proves("rke2-labels")
+def test_labels_and_taints_stand_in_a_file_that_restarts_nothing() -> None:
+    role = Role(rke2_node_labels={"x/rack": "upper", "node-role.kubernetes.io/hub": True, "on": True})
+    path = "/etc/rancher/rke2/config.yaml.d/80-node.yaml"
+    content = yaml.safe_load(role.file(path)["content"])
+    # A kubelet that gave itself a label of Kubernetes' own name space would not start.
+    assert content == {"node-label": ["on=true", "x/rack=upper"], "node-taint": [CONTROL_PLANE]}
+    assert role.get("__rke2_labels")["node-role.kubernetes.io/hub"] == "true"
+    assert path not in role.get("__rke2_watched")
+    assert not {"node-label", "node-taint"} & set(role.get("__rke2_config"))
+    assert Role("agent").file(path)["state"] == "absent"
+
+
+@pytest.mark.proves("rke2-labels")
+@pytest.mark.parametrize(
+    ("label", "kept"),
+    [
+        ("example.org/a", True),
+        ("plain", True),
+        ("node.kubernetes.io/a", True),
+        ("x.kubelet.kubernetes.io/a", True),
+        ("topology.kubernetes.io/zone", True),
+        ("node-role.kubernetes.io/a", False),
+        ("node-restriction.kubernetes.io/a", False),
+        ("kubernetes.io/a", False),
+        ("x.k8s.io/a", False),
+        ("notkubernetes.io/a", True),
+    ],
+)
+def test_a_kubelet_is_told_only_labels_that_it_may_give_itself(label: str, kept: bool) -> None:
+    assert Role(rke2_node_labels={label: "x"}).get("__rke2_labels_of_kubelet") == ([f"{label}=x"] if kept else [])
+
+
+# Proxy, charts, profile
+
+
+@pytest.mark.proves("rke2-proxy")
+def test_without_a_proxy_there_is_no_file() -> None:
+    assert Role().file("/etc/default/rke2-server")["state"] == "absent"
+
+
+@pytest.mark.proves("rke2-proxy")
+def test_the_proxy_serves_what_is_outside_and_the_sites_own_variables_win() -> None:
+    inputs: dict[str, Any] = {"rke2_proxy": "http://192.0.2.9:3128", "rke2_proxy_bypass": [".example.org"]}
+    role = Role("agent", rke2_environment={"HTTPS_PROXY": "http://other:1", "X": "y"}, **inputs)
+    lines = role.file("/etc/default/rke2-agent")["content"].splitlines()
+    variables = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    assert (variables["HTTP_PROXY"], variables["HTTPS_PROXY"], variables["X"]) == (
+        inputs["rke2_proxy"],
+        "http://other:1",
+        "y",
+    )
+    passed = {"127.0.0.0/8", "localhost", "10.42.0.0/16", "10.43.0.0/16", ".svc", ".cluster.local", ".example.org"}
+    assert set(variables["NO_PROXY"].split(",")) == passed | {"192.0.2.20"} | set(HOSTS.values())
+
+
+@pytest.mark.proves("rke2-proxy")
+def test_a_node_more_restarts_nothing_where_the_nodes_network_is_bypassed() -> None:
+    inputs: dict[str, Any] = {"rke2_proxy": "http://p:1", "rke2_proxy_bypass": ["192.0.2.0/24"]}
+    before, after = Role(**inputs), Role(**inputs, rke2_node_addresses=[*HOSTS.values(), "192.0.2.99"])
+    assert before.get("__rke2_environment") == after.get("__rke2_environment")
+    assert "192.0.2.20" not in before.get("__rke2_no_proxy")
+
+
+@pytest.mark.proves("rke2-charts")
+def test_values_of_a_packaged_chart_lie_beside_it_and_restart_nothing() -> None:
+    values = {"flannel": {"iface": "eth1", "backend": "vxlan"}}
+    role = Role(rke2_packaged_chart_values={"rke2-canal": values})
+    path = "/var/lib/rancher/rke2/server/manifests/rke2-canal-config.yaml"
+    document = yaml.safe_load(role.file(path)["content"])
+    assert (document["kind"], document["metadata"]) == (
+        "HelmChartConfig",
+        {"name": "rke2-canal", "namespace": "kube-system"},
+    )
+    assert yaml.safe_load(document["spec"]["valuesContent"]) == values
+    assert path not in role.get("__rke2_watched")
+    assert role.file(path)["content"].startswith(rke2_info.BANNER), "rke2_info knows its own by this"
+    assert not [file for file in Role("agent").get("__rke2_files") if "manifests" in file["path"]]
+
+
+@pytest.mark.proves("rke2-charts")
+def test_values_that_are_no_longer_asked_for_are_taken_back_by_empty_ones() -> None:
+    role = Role(now=answer(chart_configs=["rke2-canal"]))
+    document = yaml.safe_load(role.file("/var/lib/rancher/rke2/server/manifests/rke2-canal-config.yaml")["content"])
+    assert yaml.safe_load(document["spec"]["valuesContent"]) == {}
+    assert not [file for file in Role().get("__rke2_files") if "manifests" in file["path"]]
+
+
+@pytest.mark.proves("rke2-charts")
+def test_values_of_a_chart_that_rke2_does_not_have_are_refused() -> None:
+    role = Role(rke2_packaged_chart_values={"rke2-cannal": {"a": "b"}})
+    told = role.refused("Refuse a configuration that RKE2 would drop in silence")
+    assert "rke2-cannal" in told and "nearest is rke2-canal" in told and "rke2_packaged_chart_values" in told
+
+
+@pytest.mark.proves("rke2-profile")
+def test_the_profile_has_its_kernel_parameters_before_the_first_start() -> None:
+    role, path = Role(rke2_profile="cis"), "/etc/sysctl.d/60-rke2-cis.conf"
+    lines = [line for line in role.file(path)["content"].splitlines() if not line.startswith("#")]
+    assert sorted(lines) == [
+        "kernel.panic = 10",
+        "kernel.panic_on_oops = 1",
+        "vm.overcommit_memory = 1",
+        "vm.panic_on_oom = 0",
+    ]
+    assert (Role().file(path)["state"], Role(rke2_profile="etcd").file(path)["state"]) == ("absent", "absent")
+    tasks = [task["name"] for task in yaml.safe_load((ROLE / "tasks/configure.yml").read_text())]
+    assert (
+        tasks.index("configure | Write the configuration")
+        < tasks.index("configure | Make the system what the hardening profile asks for")
+        < tasks.index("configure | Start or restart the service")
+    )
+
+
+@pytest.mark.proves("rke2-profile")
+def test_a_key_that_the_profile_forbids_is_refused() -> None:
+    gate = "Refuse a configuration that RKE2 would drop in silence"
+    unsafe = {"protect-kernel-defaults": False}
+    assert "protect-kernel-defaults" in Role(rke2_profile="cis", rke2_config=unsafe).refused(gate)
+    assert Role(rke2_profile="", rke2_config=unsafe).refused(gate) == ""
+    options = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+    assert options["agent"]["options"]["rke2_profile"]["choices"] == ["", "cis", "etcd"]
+
+
+# The release
+
+
+def listing(*names: str, size: int = 1000) -> dict[str, Any]:
+    """Return what is found in the bundle's directory."""
+    return {"files": [{"path": f"/bundle/rke2/{VERSION}/{name}", "size": size} for name in names]}
+
+
+@pytest.mark.proves("rke2-install")
+def test_a_bundle_without_the_release_is_refused_with_how_to_add_it() -> None:
+    gate, names = "Refuse a bundle without the release", Role().get("__rke2_artifacts")
+    role = Role(rke2_bundle="/bundle", __rke2_listing=listing(*names[:-1]))
+    told = role.refused(gate, "install")
+    assert f"/bundle/rke2/{VERSION}" in told and names[-1] in told and names[0] not in told
+    assert "provision.py bundle build --site here --to /bundle" in told
+    assert Role(rke2_bundle="/bundle", __rke2_listing=listing(*names)).refused(gate, "install") == ""
+
+
+@pytest.mark.proves("rke2-full-disk")
+def test_a_disk_without_room_is_refused_before_anything_is_copied() -> None:
+    gate, names = "Refuse a disk without room for the release", Role().get("__rke2_artifacts")
+    half = {f"/var/lib/rancher/.rke2-staging-{VERSION}": 2000}
+
+    def told(**different: Any) -> str:
+        found = listing(*names, size=3000)
+        return Role(now=answer(**different), rke2_bundle="/bundle", __rke2_listing=found).refused(gate, "install")
+
+    assert len(names) == 4
+    assert "one: /var/lib/rancher has 9.77 KB free" in told() and "11.72 KB of" in told()
+    assert told(space={"/var/lib/rancher": 12_000}) == ""
+    assert told(staged=half) == "", "a copy that was begun is finished"
+
+
+def test_only_what_was_staged_of_other_releases_is_removed() -> None:
+    staged = {f"/var/lib/rancher/.rke2-staging-{version}": 1 for version in (VERSION, "v1.34.1+rke2r1")}
+    assert Role(now=answer(staged=staged)).get("__rke2_stale") == ["/var/lib/rancher/.rke2-staging-v1.34.1+rke2r1"]
+
+
+# Secrets
+
+
+@pytest.mark.proves("rke2-secrets-private")
+@pytest.mark.parametrize("service", ["server", "agent"])
+def test_tokens_stand_in_files_of_their_own_and_nowhere_else(service: str) -> None:
+    files = Role(service).get("__rke2_files")
+    holding = {file["path"] for file in files if re.search("(server|agent)-token\n$", file.get("content", ""))}
+    shown = json.dumps([file for file in files if file["path"] not in holding]).replace("/agent-token", "")
+    assert 'agent-token"' not in shown.replace("agent-token-file", "") and "server-token" not in shown
+    assert holding == {
+        f"/etc/rancher/rke2/{name}" for name in (("token", "agent-token") if service == "server" else ("token",))
+    }
+    assert all(file["mode"] == "0600" and file["no_diff"] for file in files if file["path"] in holding)
+    assert base64.b64encode(b"server-token").decode() not in shown
+
+
+@pytest.mark.proves("rke2-secrets-private")
+def test_an_input_that_is_refused_shows_no_secret() -> None:
+    # Ansible prints every default of the spec, rendered, beside what it refuses.
+    specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
+    secret = {name: option for name, option in specs["server"]["options"].items() if option.get("no_log")}
+    assert set(secret) == {"rke2_token", "rke2_agent_token"}
+    assert not [name for name, option in secret.items() if "default" in option]
