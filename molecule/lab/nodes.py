@@ -23,7 +23,7 @@ import yaml
 from ansible.parsing.vault import VaultLib, VaultSecret
 
 import egress
-from build import STATE, digest, gate_image, node_image, run, say
+from build import CACHE, STATE, digest, gate_image, node_image, run, say
 
 ROOT = Path(__file__).resolve().parents[2]
 # Another site with other names and addresses is another lab beside this one, if XDG_STATE_HOME differs too.
@@ -107,17 +107,18 @@ def keys() -> None:
 
 
 def lend_inotify() -> None:
-    """Raise the one limit of this machine that six nodes together exceed; `down` puts the old value back."""
+    """Raise the one limit of this machine that six nodes together exceed; the last lab's `down` puts it back."""
     if int(INOTIFY.read_text()) < 8192:
-        private(STATE / "inotify_instances", INOTIFY.read_text())
+        private(CACHE / "inotify_instances", INOTIFY.read_text())
         INOTIFY.write_text("8192")
 
 
 def return_inotify() -> None:
     """Put back what `lend_inotify` changed."""
-    old = STATE / "inotify_instances"
-    if old.exists():
+    old = CACHE / "inotify_instances"
+    if old.exists() and not client().containers.list(filters={"label": LABEL}):
         INOTIFY.write_text(old.read_text())
+        old.unlink()
 
 
 def host_state() -> dict[str, str]:

@@ -160,7 +160,8 @@ class _Translator:
             task=str(data.get("task") or data.get("name") or ""),
             # Of a result under no_log nothing is handed on, not even this; Ansible's own line tells it.
             changed=bool(result["changed"] if "changed" in result else _CHANGED.search(text)),
-            ignored=bool(data.get("ignore_errors")),
+            # Nothing but Ansible's own words tells that a machine's silence was expected.
+            ignored=bool(data.get("ignore_errors")) or (kind == "unreachable" and "...ignoring" in text[-40:]),
             message=message_of(result) if bad else "",
             return_code=result.get("rc") if bad else None,
             text=text,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ import nodes
 from build import STATE
 
 ROOT = Path(__file__).resolve().parents[2]
-SITE = ROOT / "inventories/lab"
+SITE = nodes.SITE
 DATA = "/var/lib/rancher/rke2"
 # Name, number and start of each daemon; not what one has forked, which has its name until it is replaced.
 PROCESSES = r"""cat /proc/[0-9]*/stat 2>/dev/null | awk '
@@ -58,11 +59,10 @@ class Driven:
         return "\n".join(str(failure["message"]) for failure in self.document.get("failures", ()))
 
     def printed(self, start: str) -> str:
-        """The one command beginning with `start` that the messages print for the user to type."""
-        text = " ".join(f"{self.told}\n{self.message}".split())
-        found = set(re.findall(rf"{re.escape(start)}[^\n]*?(?=$|[.;,] | [-─]{{2,}} )", text))
+        """The one command beginning with `start` that stands at the end of a line for the user to type."""
+        found = set(re.findall(rf"{re.escape(start)}.*$", f"{self.told}\n{self.message}", re.M))
         assert len(found) == 1, f"{start}: {found or 'not printed'} in:\n{self.told}\n{self.message}"
-        return str(found.pop()).rstrip(".")
+        return str(found.pop())
 
 
 class Lab:
@@ -215,7 +215,9 @@ class Lab:
         dpkg-query -W
         {PROCESSES}
         """
-        state = {name: dict(enumerate_lines(self.sh(name, script))) for name in self.machines}
+        with ThreadPoolExecutor() as pool:
+            told = pool.map(lambda name: self.sh(name, script), self.machines)
+        state = {name: dict(enumerate_lines(text)) for name, text in zip(self.machines, told, strict=True)}
         if not api:
             return state
         kinds = "daemonsets,deployments,configmaps,serviceaccounts,clusterroles,clusterrolebindings"

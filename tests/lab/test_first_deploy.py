@@ -55,7 +55,7 @@ def killed_until_done(lab: Lab, points: list[tuple[int, float]]) -> None:
     assert lab.healthy(), where
 
 
-@pytest.mark.proves("check-bare", "driver-killed-twice")
+@pytest.mark.proves("check-bare", "fault-duplicate-address", "driver-killed-twice")
 def test_a_check_of_bare_machines_tells_what_would_be_done_and_does_nothing(empty: Lab) -> None:
     assert "python3-apt" not in empty.sh("umaster01", "dpkg-query -W")
     before = empty.witness(api=False)
@@ -63,9 +63,24 @@ def test_a_check_of_bare_machines_tells_what_would_be_done_and_does_nothing(empt
     assert done.status == 0, done.told + done.message
     assert done.document["changed"] > len(empty.machines)
     assert difference(before, empty.witness(api=False)) == {}
+    an_address_that_two_machines_have_is_told(empty)
     # On the way to a cluster again, killed twice at random.
     draw = random.Random(SEED)
     killed_until_done(empty, [(draw.randrange(15, TASKS), draw.random()), (draw.randrange(1, 30), draw.random())])
+
+
+def an_address_that_two_machines_have_is_told(empty: Lab) -> None:
+    """Give a machine another one's address beside its own, and take it away again."""
+    victim, thief = empty.machines[empty.agents[0]], empty.agents[2]
+    empty.sh(thief, f"ip address add {victim.address}/32 dev eth0")
+    try:
+        done = empty.drive("deploy")
+    finally:
+        empty.sh(thief, f"ip address del {victim.address}/32 dev eth0")
+    assert done.status == 1, done.told
+    assert victim.address in done.message or victim.name in done.message, done.message
+    assert "answer" in done.message, done.message
+    assert [stage["stage"] for stage in done.document["stages"]] == ["preflight"]
 
 
 @pytest.mark.shard("crash")

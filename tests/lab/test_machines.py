@@ -25,7 +25,7 @@ def test_the_first_server_comes_back_empty_and_joins_the_living_cluster_or_none(
     done = lab.drive("deploy", "--from", "node", "--until", "rke2_server", "--limit", first)
     assert done.status == 1, done.told
     assert f"{first} has no data and would start a new cluster" in done.message, done.message
-    assert others[0] in done.message
+    assert f"{others[0]} cannot be reached" in done.message
     assert lab.sh(first, f"ls -d {DATA}/server /etc/rancher 2>/dev/null; true") == ""
     engine("start", *others)
     eventually(
@@ -58,19 +58,19 @@ def test_a_worker_with_a_new_disk_comes_back_once_artifact_and_disk_are_whole(la
     data[len(data) // 2] ^= 1
     artifact.unlink()
     artifact.write_bytes(data)
-    site = lab.copy(tmp_path / "flipped", {"site_bundle": str(bundle)})
+    site = lab.copy(tmp_path / "flipped", {"rke2_bundle": str(bundle)})
     done = lab.drive("deploy", "--limit", name, root=site)
     assert done.status == 1, done.told
     assert "rke2.linux-amd64.tar.gz: sha256 is" in done.message, done.message
-    assert lab.sh(name, "ls /usr/local/bin /usr/local/lib/systemd 2>/dev/null; true") == ""
+    assert lab.sh(name, "ls /usr/local/bin") == ""
 
     # No room on the machine's disk.
     lab.sh(name, "fallocate -l $(($(stat -f -c '%a*%S' /var/lib/rancher) - 64*1024*1024)) /var/lib/rancher/filler")
     done = lab.drive("deploy", "--from", "node", "--limit", name)
     assert done.status == 1, done.told
-    assert name in done.message
+    assert name in done.told
     assert "free" in done.message or "space" in done.message.lower(), done.message
-    assert lab.sh(name, "ls /usr/local/bin 2>/dev/null; true") == ""
+    assert lab.sh(name, "ls /usr/local/bin") == ""
     lab.sh(name, "rm /var/lib/rancher/filler")
 
     lab.type(done.printed("scripts/provision.py deploy"))

@@ -61,6 +61,12 @@ def test_a_change_under_no_log_is_counted(text: str, changed: int) -> None:
     assert _translate({"event": "runner_on_ok", "event_data": data, "stdout": text})[0].changed == changed
 
 
+@pytest.mark.parametrize(("text", "ignored"), [("\x1b[0;36m...ignoring\x1b[0m\n", True), ("fatal: [a]", False)])
+def test_a_silence_that_was_expected_is_no_failure(text: str, ignored: bool) -> None:
+    data = {"host": "a", "task": "Ask", "res": {"msg": "no route", "unreachable": True}}
+    assert _translate({"event": "runner_on_unreachable", "event_data": data, "stdout": text})[0].ignored == ignored
+
+
 def test_the_recap_names_hosts_that_failed_or_were_lost() -> None:
     data = {"failures": {"a": 1}, "dark": {"b": 1}, "ok": {"a": 1, "c": 2}}
     assert _translate({"event": "playbook_on_stats", "event_data": data})[0].failed_hosts == {"a", "b"}

@@ -27,14 +27,6 @@ VERSION = "v1.35.4+rke2r1"
 SYSTEMCTL = """#!/bin/sh
 cat "{root}/units/$2" 2>/dev/null || printf 'ActiveState=inactive\\nSubState=dead\\nUnitFileState=\\n'
 """
-# Each call takes the next answer; the last one stays.
-KUBECTL = """#!/bin/sh
-echo "$*" >>"{root}/kubectl.log"
-file=$(ls "{root}"/nodes/*.json 2>/dev/null | head -1)
-[ -n "$file" ] || exit 1
-cat "$file"
-[ "$(ls "{root}"/nodes/*.json | wc -l)" -eq 1 ] || rm "$file"
-"""
 
 
 class Machine:
@@ -43,7 +35,7 @@ class Machine:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Lay down programs and point the module at them."""
         self.root, self.data_dir = root, root / "data"
-        for name in ("programs", "units", "nodes", "data/bin", "etc"):
+        for name in ("programs", "units", "data", "etc"):
             (root / name).mkdir(parents=True)
         self.program("programs/systemctl", SYSTEMCTL)
         self.program("programs/journalctl", '#!/bin/sh\ncat "{root}/journal"\n')
@@ -53,6 +45,14 @@ class Machine:
         monkeypatch.setattr(rke2_info, "CONFIG", str(root / "etc/config.yaml"))
         monkeypatch.setattr(rke2_info, "KUBECONFIG", str(root / "etc/rke2.yaml"))
         monkeypatch.setattr(rke2_info, "STARTED", str(root / "started"))
+        self.answers: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str]] = []
+        monkeypatch.setattr(rke2_info, "ask_api", self.ask_api)
+
+    def ask_api(self, kubeconfig: str, path: str) -> dict[str, Any]:
+        """Give the next answer; the last one stays."""
+        self.asked.append((kubeconfig, path))
+        return self.answers.pop(0) if len(self.answers) > 1 else dict(*self.answers)
 
     def program(self, path: str, text: str) -> None:
         """Write a program."""
@@ -68,10 +68,8 @@ class Machine:
 
     def serves(self, *answers: dict[str, Any]) -> None:
         """Give it an API that answers one thing after the other."""
-        self.program("data/bin/kubectl", KUBECTL)
         (self.root / "etc/rke2.yaml").touch()
-        for number, answer in enumerate(answers):
-            (self.root / f"nodes/{number}.json").write_text(json.dumps(answer))
+        self.answers += answers
 
 
 def node(name: str, ready: bool = True, voter: bool = True, version: str = VERSION, **spec: Any) -> dict[str, Any]:
@@ -154,8 +152,7 @@ def test_an_agent_asks_for_itself_alone_with_its_kubelets_rights(
     (machine.data_dir / "agent").mkdir()
     (machine.data_dir / "agent/kubelet.kubeconfig").touch()
     assert set(run(capsys, machine, "agent", node_name="w")["nodes"]) == {"w"}
-    asked = (machine.root / "kubectl.log").read_text()
-    assert "agent/kubelet.kubeconfig" in asked and asked.split()[-1] == "w"
+    assert machine.asked == [(f"{machine.data_dir}/agent/kubelet.kubeconfig", "/api/v1/nodes/w")]
 
 
 def test_the_running_version_is_that_of_the_kubelets_program(machine: Machine) -> None:
@@ -210,7 +207,7 @@ def test_waiting_ends_when_the_node_is_healthy(capsys: pytest.CaptureFixture[str
     machine.serves({"items": []}, {"items": [node("a", ready=False)]}, {"items": [node("a")]})
     result = run(capsys, machine, wait={"seconds": 60, "nodes": ["a"], "voters": ["a"], "version": VERSION})
     assert (result["healthy"], result["waiting_for"]) == (True, [])
-    assert len((machine.root / "kubectl.log").read_text().splitlines()) == 3
+    assert len(machine.asked) == 3
 
 
 def test_a_relapse_starts_the_stable_time_anew(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
@@ -218,7 +215,7 @@ def test_a_relapse_starts_the_stable_time_anew(capsys: pytest.CaptureFixture[str
     machine.serves({"items": [node("a")]}, {"items": [node("a", ready=False)]}, {"items": [node("a")]})
     result = run(capsys, machine, wait={"seconds": 60, "stable": 1, "nodes": ["a"]})
     assert result["healthy"] is True
-    assert len((machine.root / "kubectl.log").read_text().splitlines()) >= 4
+    assert len(machine.asked) >= 4
 
 
 def test_a_missed_deadline_ends_with_the_decisive_lines(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
@@ -226,15 +223,19 @@ def test_a_missed_deadline_ends_with_the_decisive_lines(capsys: pytest.CaptureFi
     chatter = [f'level=info msg="chatter {number}"' for number in range(50)]
     decisive = ['level=fatal msg="no"', 'level=fatal msg="no"', 'level=warning msg="Unknown flag --x found"']
     (machine.root / "journal").write_text("\n".join([*decisive, *chatter]))
+    (machine.data_dir / "agent/logs").mkdir(parents=True)
+    errors = [f'E1121 10:0{turn}:00.1   {turn}77 run.go:72] "command failed" err="unknown flag"' for turn in range(3)]
+    (machine.data_dir / "agent/logs/kubelet.log").write_text("\n".join(["I1121 10:00:00.1  7 a.go:1] hello", *errors]))
     result = run(capsys, machine, wait={"seconds": 0, "nodes": ["a"]})
     assert result["healthy"] is False
     assert result["waiting_for"] == ["the service is activating (start)", "node a has not registered"]
-    assert result["journal"] == decisive[1:]
+    assert result["journal"] == [*decisive[1:], 'kubelet: "command failed" err="unknown flag"']
 
 
 def test_without_a_decisive_line_the_last_ones_are_given(machine: Machine) -> None:
     (machine.root / "journal").write_text("\n".join(f"line {number}" for number in range(30)))
-    assert rke2_info.journal("rke2-server") == [f"line {number}" for number in range(22, 30)]
+    lines = [f"line {number}" for number in range(24, 30)]
+    assert rke2_info.journal("rke2-server", str(machine.data_dir)) == lines
 
 
 def test_space_staging_kernel_and_charts_are_reported(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
@@ -282,11 +283,62 @@ def test_certificates_end_when_openssl_says(tmp_path: Path) -> None:
     assert abs(left - 10 * 86400) < 60
 
 
+@pytest.mark.parametrize("inline", [True, False])
+def test_the_api_is_asked_with_the_kubeconfig_s_certificate_and_only_of_its_authority(
+    tmp_path: Path, inline: bool
+) -> None:
+    for name in ("server", "client", "stranger"):
+        certificate(tmp_path, name)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"asked": self.path}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_request(self, *_: object) -> None:
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    context.load_verify_locations(tmp_path / "client.crt")
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def kubeconfig(authority: str, client: str) -> str:
+        files = {"certificate-authority": f"{authority}.crt", "client-certificate": f"{client}.crt"}
+        lines = [f"    server: https://127.0.0.1:{serving.server_port}"]
+        for key, file in {**files, "client-key": f"{client}.key"}.items():
+            path = tmp_path / file
+            value = f"-data: {base64.b64encode(path.read_bytes()).decode()}" if inline else f": {path}"
+            lines.append(f"    {key}{value}")
+        path = tmp_path / f"{authority}-{client}.yaml"
+        path.write_text("\n".join(["apiVersion: v1", "clusters:", "- cluster:", *lines, "kind: Config", ""]))
+        return str(path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        serving.socket = context.wrap_socket(serving.socket, server_side=True)
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        assert rke2_info.ask_api(kubeconfig("server", "client"), "/api/v1/nodes") == {"asked": "/api/v1/nodes"}
+        assert rke2_info.ask_api(kubeconfig("server", "stranger"), "/api/v1/nodes") == {}
+        assert rke2_info.ask_api(kubeconfig("stranger", "client"), "/api/v1/nodes") == {}
+        serving.shutdown()
+        thread.join()
+    assert rke2_info.ask_api(kubeconfig("server", "client"), "/api/v1/nodes") == {}
+    assert rke2_info.ask_api(str(tmp_path / "none"), "/api/v1/nodes") == {}
+
+
 def certificate(directory: Path, name: str, days: int = 1) -> None:
     """Make a certificate and its key."""
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     files = ["-keyout", f"{directory}/{name}.key", "-out", f"{directory}/{name}.crt"]
-    subprocess.run([*command, "-subj", "/CN=x", "-days", str(days), *files], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "-subj", "/CN=x", "-addext", "subjectAltName=IP:127.0.0.1", "-days", str(days), *files],
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.fixture
