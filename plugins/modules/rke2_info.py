@@ -330,7 +330,7 @@ def ask_api(kubeconfig: str, path: str) -> dict[str, Any]:
             document = json.loads(answer.read()) if answer.status == 200 else {}
         finally:
             connection.close()
-        return document  # type: ignore[no-any-return]
+        return document
     except (OSError, KeyError, ValueError, http.client.HTTPException):
         return {}
 

@@ -298,6 +298,7 @@ print(answer.status, answer.read().decode())
     assert "server: https://127.0.0.1:6443" in lab.sh(agent, f"cat {DATA}/agent/kubelet.kubeconfig")
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-load-balancer")
 def test_an_agent_cut_off_from_its_server_starts_and_is_ready_through_another(lab: Lab) -> None:
     """k3s: pkg/agent/loadbalancer/loadbalancer.go (servers known from before), docs: fixed registration address."""
@@ -389,6 +390,7 @@ def restarted(lab: Lab) -> Iterator[Restarted]:
     eventually(f"{agent} is as it was", lambda: lab.nodes()[agent]["Ready"] == "True" and running(), 90)
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-pods-survive")
 def test_pods_survive_a_stop_and_a_start_and_the_services_own_programs_do_not(restarted: Restarted) -> None:
     """rke2: bundle/lib/systemd/system/rke2-agent.service (KillMode=process, ExecStopPost)."""
@@ -397,6 +399,7 @@ def test_pods_survive_a_stop_and_a_start_and_the_services_own_programs_do_not(re
     assert restarted.stopped == ""
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-units")
 def test_a_start_is_over_when_the_node_is_ready_and_not_before(restarted: Restarted) -> None:
     """rke2: bundle/lib/systemd/system/rke2-agent.service (Type=notify); k3s: pkg/cli/agent/agent.go (READY=1)."""
@@ -406,6 +409,7 @@ def test_a_start_is_over_when_the_node_is_ready_and_not_before(restarted: Restar
     assert "active closed" not in states
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-config", "lab-registration")
 def test_lists_are_appended_and_labels_act_at_registration_only(restarted: Restarted) -> None:
     """k3s: pkg/configfilearg/parser.go (key+), docs: node labels and taints."""
@@ -415,6 +419,7 @@ def test_lists_are_appended_and_labels_act_at_registration_only(restarted: Resta
     assert not {"conformance", "second"} & restarted.labels.keys()
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-killall")
 def test_killall_ends_pods_and_their_network_and_keeps_the_data(restarted: Restarted) -> None:
     """rke2: bundle/bin/rke2-killall.sh."""
@@ -422,6 +427,7 @@ def test_killall_ends_pods_and_their_network_and_keeps_the_data(restarted: Resta
     assert {"containerd", "images", "kubelet.kubeconfig", "token"} <= set(restarted.left.split())
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-datastore")
 def test_a_server_with_a_datastore_ignores_where_it_joined_and_keeps_its_pods(lab: Lab) -> None:
     """k3s: pkg/cluster/cluster.go (a datastore found on disk), docs: high availability."""
@@ -514,12 +520,14 @@ def deployed(lab: Lab) -> Deployed:
     return Deployed(values, [*counts, replicas()])
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-manifests")
 def test_a_file_of_the_manifests_is_applied_and_its_removal_deletes_nothing(deployed: Deployed) -> None:
     """k3s: pkg/deploy/controller.go."""
     assert deployed.values == ["first", "second", "second"]
 
 
+@pytest.mark.shard("conformance")
 @pytest.mark.proves("lab-manifests")
 def test_a_helmchartconfig_changes_what_a_packaged_chart_deploys(deployed: Deployed) -> None:
     """k3s-io/helm-controller: pkg/controllers/chart; rke2: charts/."""

@@ -15,6 +15,7 @@ def engine(*words: str) -> None:
     subprocess.run(["docker", *words], check=True, capture_output=True)
 
 
+@pytest.mark.shard("machines")
 @pytest.mark.proves("rke2-rejoin-server", "rke2-no-second-cluster")
 def test_the_first_server_comes_back_empty_and_joins_the_living_cluster_or_none(lab: Lab) -> None:
     first, *others = lab.servers
@@ -41,6 +42,7 @@ def test_the_first_server_comes_back_empty_and_joins_the_living_cluster_or_none(
     eventually("all nodes Ready", lab.healthy)
 
 
+@pytest.mark.shard("machines")
 @pytest.mark.proves("rke2-rejoin-agent", "rke2-flipped-byte", "rke2-full-disk")
 def test_a_worker_with_a_new_disk_comes_back_once_artifact_and_disk_are_whole(lab: Lab, tmp_path: Path) -> None:
     name = lab.agents[-1]
