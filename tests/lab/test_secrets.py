@@ -124,6 +124,8 @@ def test_no_secret_is_in_arguments_output_journals_or_files_others_can_read(lab:
     allowed = {STATE / "vault_password", nodes.KUBECONFIG}
     for directory in (STATE, Path.home() / ".ansible", nodes.KUBECONFIG.parent, ROOT / "inventories"):
         for path in directory.rglob("*"):
-            inside = path.is_file() and path.stat().st_size < 1 << 20 and path not in allowed
+            # The nodes' own disks have been looked at from inside.
+            ours = path not in allowed and STATE / "mnt" not in path.parents
+            inside = ours and path.is_file() and path.stat().st_size < 1 << 20
             assert not inside or leaked(secrets, path.read_text(errors="replace")) == [], path
     assert all(path.stat().st_mode & 0o077 == 0 for path in allowed)
