@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         head = "---\n# Written by `make proof`: the day a shard last passed and the ids it has proven.\n"
-        RESULTS.write_text(head + yaml.safe_dump(results, sort_keys=True, indent=2), encoding="utf-8")
+        RESULTS.write_text(head + yaml.safe_dump(results, default_flow_style=None, width=120), encoding="utf-8")
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(f"{'out of date' if options.check else 'rendered'}: {path.relative_to(ROOT)}")
