@@ -182,6 +182,14 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     return rendered
 
 
+class _Indented(yaml.SafeDumper):
+    """Indents lists below their key, as yamllint wants them."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002
+        """Never leave the indentation out."""
+        super().increase_indent(flow, indentless=False)
+
+
 def record(shard: str, outcomes: list[dict[str, str]], results: dict[str, Any]) -> dict[str, Any]:
     """Return `results` with what a run of `shard` has proven; an id counts when all its tests passed.
 
@@ -211,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 1
         head = "---\n# Written by `make proof`: the day a shard last passed and the ids it has proven.\n"
-        RESULTS.write_text(head + yaml.safe_dump(results, default_flow_style=None, width=120), encoding="utf-8")
+        RESULTS.write_text(head + yaml.dump(results, Dumper=_Indented), encoding="utf-8")
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(f"{'out of date' if options.check else 'rendered'}: {path.relative_to(ROOT)}")
