@@ -414,6 +414,11 @@ def ask_chrony() -> dict[str, Any]:
     return parse_time(output([*chronyc, "tracking"]), output([*chronyc, "-N", "sources"]))
 
 
+def follows(clock: dict[str, Any]) -> bool:
+    """Return whether chronyd follows a source or hears one at least."""
+    return clock["synchronised"] or any(clock["sources"].values())
+
+
 def waited(
     question: Callable[[], dict[str, Any]], good: Callable[[dict[str, Any]], bool], end: float
 ) -> dict[str, Any]:
@@ -459,7 +464,11 @@ def main() -> None:
     end = time.monotonic() + ask["wait"]
     clock = parse_time(None, None)
     if ask["time"]:
-        clock = waited(ask_chrony, lambda found: found["synchronised"] or any(found["sources"].values()), end)
+        clock = ask_chrony()
+        if ask["wait"] and not follows(clock):
+            # A source that was silent is asked ever more rarely, up to 17 minutes apart: ask it now.
+            output(["chronyc", "burst", "1/2"])
+            clock = waited(ask_chrony, follows, end)
     endpoints = {
         address: waited(functools.partial(endpoint, address), lambda found: found["status"] is not None, end)
         for address in ask["endpoints"]
