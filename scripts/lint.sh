@@ -11,7 +11,7 @@ run() {
 }
 
 # What runs before there is an environment must be right on any shell.
-run shellcheck -x scripts/*.sh scripts/vault-client .ci/run
+run shellcheck -x scripts/*.sh scripts/vault-client .ci/run roles/*/files/*.sh
 run yamllint --strict --config-file .config/yamllint.yml .
 run ruff check --quiet .
 run ruff format --check --quiet .

@@ -191,8 +191,11 @@ def wrong(source: str, names: list[str]) -> dict[str, str]:
         else:
             seen = sha256(file)
             if seen != listed[name]:
-                found[name] = f"sha256 is {seen}, {SUMS} says {listed[name]}"
+                found[name] = f"sha256 is {seen}, {SUMS} says {listed[name]}; {VERIFY}"
     return found
+
+
+VERIFY = "in a bundle 'scripts/provision.py bundle verify' finds all that is wrong"
 
 
 class InstallError(Exception):

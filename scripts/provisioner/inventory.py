@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from provisioner.errors import ExitCode, ProvisionError, command
 
 if TYPE_CHECKING:
@@ -42,6 +44,31 @@ def _members(name: str, groups: Mapping[str, Any]) -> tuple[str, ...]:
     group = groups.get(name, {})
     inner = [host for child in group.get("children", ()) for host in _members(child, groups)]
     return tuple(dict.fromkeys([*group.get("hosts", ()), *inner]))
+
+
+def check_files(site: Site) -> None:
+    """Refuse a site with files that are no YAML, by file, line and column: Ansible's own words name no file."""
+    faults = []
+    for path in sorted([*site.inventory.rglob("*.yml"), *site.inventory.rglob("*.yaml")]):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text.startswith("$ANSIBLE_VAULT"):
+            continue
+        try:
+            for _ in yaml.parse(text, Loader=yaml.CSafeLoader):
+                pass
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+            faults.append(f"{where}: {error.problem}")
+        except yaml.YAMLError as error:
+            faults.append(f"{path}: {error}")
+    if faults:
+        raise ProvisionError(
+            "What describes the site is no valid YAML:\n" + "\n".join(faults),
+            "Mend these lines (quote a value that holds ': ', ' #', '{' or '%'), then: "
+            + command("check", "--site", site.name),
+            ExitCode.SETUP,
+        )
 
 
 def read(project: Project, site: Site) -> Inventory:

@@ -105,6 +105,7 @@ def launch(request: plan.Request, site_name: str, *, as_json: bool, verbosity: i
             f"--new-cluster {request.new_cluster}: the site is {site.name}.",
             f"Give the name of the site whose old cluster may be lost: --new-cluster {site.name}",
         )
+    inventory.check_files(site)
     order = stages.read(where.order)
     console = Console(as_json=as_json, verbosity=verbosity)
     with lock.hold(site, request.verb):

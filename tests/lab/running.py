@@ -230,9 +230,15 @@ class Lab:
 
 def eventually(what: str, true: Callable[[], bool], seconds: float = 180) -> None:
     """Wait until something is true, or fail with its name."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
+    deadline, last = time.monotonic() + seconds, ""
+    while True:
+        try:
+            if true():
+                return
+        except RuntimeError as error:
+            # A program inside a node that asks what is just coming up.
+            last = f" ({error})"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}{last}"
         time.sleep(1)
 
 

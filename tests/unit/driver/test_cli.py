@@ -192,6 +192,23 @@ def test_an_ansible_that_breaks_before_any_task_ends_with_4_and_its_last_words(
 
 
 @pytest.mark.proves("driver-exit-codes")
+def test_files_of_a_site_that_are_no_yaml_are_all_named_with_their_lines(checkout: Checkout, ansible: Ansible) -> None:
+    site = checkout.root / "inventories/here"
+    (site / "group_vars/all").mkdir(parents=True)
+    (site / "group_vars/all/site.yml").write_text("site_name: here\n  more: [\n")
+    (site / "group_vars/all/vault.yml").write_text("$ANSIBLE_VAULT;1.2;AES256;here\n6164\n")
+    (site / "extra.yml").write_text("a: {b\n")
+    done = checkout.run("check", "--site", "here")
+    assert done.exit_code == 4
+    told = " ".join(done.stderr.split())
+    assert "site.yml:2:7: mapping values are not allowed in this context" in told
+    assert "extra.yml:2:1: " in told
+    assert "vault.yml" not in told
+    assert "scripts/provision.py check --site here" in told
+    assert ansible.calls == []
+
+
+@pytest.mark.proves("driver-exit-codes")
 def test_an_unhealthy_stage_ends_verify_with_5_after_all_stages_were_looked_at(
     checkout: Checkout, ansible: Ansible
 ) -> None:

@@ -22,8 +22,10 @@ CHECKS = Path(__file__).resolve().parents[3] / "roles/api_address/files"
 
 
 def check(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a check as keepalived does: isolated and without site packages."""
-    command = [sys.executable, "-IS", str(CHECKS / f"{name}.py"), *map(str, arguments)]
+    """Run a check as keepalived does; Python's isolated and without site packages."""
+    program = next(CHECKS.glob(f"{name}.*"))
+    interpreter = ["/bin/bash"] if program.suffix == ".sh" else [sys.executable, "-IS"]
+    command = [*interpreter, str(program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
 
 
