@@ -49,7 +49,7 @@ collection: setup ## Build the collection into dist/, compare it with its list, 
 	@$(BIN)/pytest -q tests/contract/test_collection.py
 
 faults: setup ## The tests of the running lab, faults included
-	@$(BIN)/pytest -q tests/lab
+	@$(BIN)/pytest -q --durations=12 --durations-min=20 tests/lab
 
 # Molecule draws frames around every line, and would look for scenarios where a collection has no others.
 molecule: setup build ## The scenarios of the host roles, each converged twice and verified

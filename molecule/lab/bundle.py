@@ -13,7 +13,20 @@ from pathlib import Path
 from urllib.parse import quote
 
 from artifacts import artifacts
-from build import COMPONENTS, GO_CACHE, HERE, cached, debian, digest, gate_image, node_image, remove, run, tools
+from build import (
+    COMPONENTS,
+    GO_CACHE,
+    HERE,
+    cached,
+    debian,
+    digest,
+    gate_image,
+    node_image,
+    program,
+    remove,
+    run,
+    tools,
+)
 
 UPSTREAM_FILES = (
     "rke2.linux-amd64.tar.gz",
@@ -130,11 +143,14 @@ def bundle(target: Path) -> None:
 
 def build() -> None:
     """Build everything; the compiler's caches are deleted once the binaries exist."""
-    with ThreadPoolExecutor(2) as pool:
-        # What the network gives and what the compiler makes, side by side.
-        downloads = pool.submit(lambda: (tools(), node_image(), gate_image(), packages()))
+    with ThreadPoolExecutor(3) as pool:
+        # What the network gives and what the compilers make, side by side: a compiler waits for its modules too.
+        beside = [pool.submit(lambda: (tools(), node_image(), gate_image(), packages()))]
+        if os.environ.get("LAB_RKE2", "lab") == "lab":
+            beside.append(pool.submit(lambda: [program(name) for name in COMPONENTS["programs"]]))
         for release in COMPONENTS["releases"]:
             release_files(release)
-        downloads.result()
+        for made in beside:
+            made.result()
     if not os.environ.get("METALHUB_KEEP_GO_CACHE"):
         remove(GO_CACHE)
