@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -43,15 +43,22 @@ def killed(task: int, pause: float, *words: str) -> bool:
     return driver.returncode == -signal.SIGKILL
 
 
-def killed_until_done(lab: Lab, points: list[tuple[int, float]]) -> None:
-    """Kill a first deploy and its resumptions at the given points, then let one finish and look at what came of it."""
+def killed_until_done(lab: Lab, points: list[tuple[int, float]], last: Sequence[str] = ()) -> None:
+    """Kill a first deploy and its resumptions at the given points, then let one finish and look at what came of it.
+
+    last: the command that finishes, in place of one more resumption.
+    """
     where = f"METALHUB_SEED={SEED}, points {points}"
     for number, (task, pause) in enumerate(points):
         if not killed(task, pause, *(["--resume"] if number else [])):
             assert number, f"the first deploy was over before task {task}: {where}"
             break
-    done = lab.drive("deploy", "--resume")
-    assert done.status == 0, f"{where}\n{done.told}\n{done.message}"
+    if last:
+        typed = subprocess.run(last, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert typed.returncode == 0, f"{where}\n{typed.stdout}\n{typed.stderr}"
+    else:
+        done = lab.drive("deploy", "--resume")
+        assert done.status == 0, f"{where}\n{done.told}\n{done.message}"
     assert lab.healthy(), where
 
 
@@ -64,9 +71,10 @@ def test_a_check_of_bare_machines_tells_what_would_be_done_and_does_nothing(empt
     assert done.document["changed"] > len(empty.machines)
     assert difference(before, empty.witness(api=False)) == {}
     an_address_that_two_machines_have_is_told(empty)
-    # On the way to a cluster again, killed twice at random.
+    # On the way to a cluster, killed twice at random; then what a newcomer types, and types again.
     draw = random.Random(SEED)
-    killed_until_done(empty, [(draw.randrange(15, TASKS), draw.random()), (draw.randrange(1, 30), draw.random())])
+    points = [(draw.randrange(15, TASKS), draw.random()), (draw.randrange(1, 30), draw.random())]
+    killed_until_done(empty, points, ["make", "lab"])
 
 
 def an_address_that_two_machines_have_is_told(empty: Lab) -> None:
