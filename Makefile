@@ -48,10 +48,10 @@ contract: setup ## The repository keeps its own promises
 collection: setup ## Build the collection into dist/, compare it with its list, install it, check its playbooks
 	@$(BIN)/pytest -q tests/contract/test_collection.py
 
-# The first file begins with bare machines, kills the first deploy and ends it with `make lab`; the others need what it leaves.
+# The first test begins with bare machines, kills the first deploy and ends it with `make lab`; the others need what it leaves.
 faults: setup build ## The tests of the lab, faults included, from bare machines on
 	@$(BIN)/python molecule/lab/lab.py up
-	@$(BIN)/pytest -q --durations=12 --durations-min=20 tests/lab/test_first_deploy.py tests/lab
+	@$(BIN)/pytest -q --durations=12 --durations-min=20 tests/lab
 
 # Molecule draws frames around every line, and would look for scenarios where a collection has no others.
 molecule: setup build ## The scenarios of the host roles, each converged twice and verified

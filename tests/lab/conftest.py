@@ -9,6 +9,11 @@ import pytest
 from tests.lab.running import Lab
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that make a cluster of bare machines."""
+    items.sort(key=lambda item: item.path.name != "test_first_deploy.py")
+
+
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     """The lab, which `make lab` has brought up."""
