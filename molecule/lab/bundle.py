@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from artifacts import artifacts
@@ -145,7 +146,7 @@ def build() -> None:
     """Build everything; the compiler's caches are deleted once the binaries exist."""
     with ThreadPoolExecutor(3) as pool:
         # What the network gives and what the compilers make, side by side: a compiler waits for its modules too.
-        beside = [pool.submit(lambda: (tools(), node_image(), gate_image(), packages()))]
+        beside: list[Future[Any]] = [pool.submit(lambda: (tools(), node_image(), gate_image(), packages()))]
         if os.environ.get("LAB_RKE2", "lab") == "lab":
             beside.append(pool.submit(lambda: [program(name) for name in COMPONENTS["programs"]]))
         for release in COMPONENTS["releases"]:
