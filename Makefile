@@ -53,9 +53,12 @@ faults: setup build ## The tests of the lab, faults included, from bare machines
 	@$(BIN)/python molecule/lab/lab.py up
 	@$(BIN)/pytest -q --durations=12 --durations-min=20 tests/lab
 
+molecule: setup build ## The scenarios of the host roles, each converged twice and verified, two at a time
+	@$(MAKE) --no-print-directory -j2 --output-sync=target $(patsubst molecule/%/molecule.yml,molecule-%,$(wildcard molecule/*/molecule.yml))
+
 # Molecule draws frames around every line, and would look for scenarios where a collection has no others.
-molecule: setup build ## The scenarios of the host roles, each converged twice and verified
-	@MOLECULE_COMMAND_BORDERS=0 MOLECULE_GLOB='molecule/*/molecule.yml' $(BIN)/molecule test --all --workers 2
+molecule-%:
+	@MOLECULE_COMMAND_BORDERS=0 MOLECULE_GLOB='molecule/*/molecule.yml' $(BIN)/molecule test -s $*
 
 proof: setup ## One long proof on the running lab: make proof SHARD=name; notes the day it passed
 	@[ -n "$(SHARD)" ] || { echo 'say which: make proof SHARD=name; there are:'; \
