@@ -112,10 +112,13 @@ def test_the_units_are_upstreams(lab: Lab, role: str) -> None:
 def test_a_server_refuses_to_be_an_agent_too(lab: Lab) -> None:
     """rke2: bundle/lib/systemd/system/rke2-agent.service (ExecCondition)."""
     server = lab.servers[0]
-    before = lab.sh(server, f"pgrep -ox kubelet; {SHIMS}")
+    own = "kubelet|etcd|kube-apiserver|kube-controller|kube-scheduler|kube-proxy"
+    processes = f"for p in $(pgrep -x '{own}'); do echo $p:$(cut -d' ' -f22 /proc/$p/stat); done"
+    before = lab.sh(server, processes)
+    assert len(before.split()) == 6
     lab.sh(server, "systemctl start rke2-agent", check=False)
     assert lab.sh(server, "systemctl show -P ActiveState -P ConditionResult rke2-agent").split() == ["inactive", "no"]
-    assert lab.sh(server, f"pgrep -ox kubelet; {SHIMS}") == before, "the server's own processes were touched"
+    assert lab.sh(server, processes) == before, "the server's own processes were touched"
 
 
 @pytest.mark.proves("lab-files")
