@@ -67,7 +67,8 @@ proof: setup ## One long proof on the running lab: make proof SHARD=name; notes 
 	@$(BIN)/pytest tests/lab --shard "$(SHARD)" --results .cache/proof.jsonl
 	@$(BIN)/python scripts/render_docs.py --record "$(SHARD)" .cache/proof.jsonl
 
-bench: setup ## Measure a first and a second deploy on the running lab, which is emptied for it; one JSON
+bench: setup build ## Measure a first and a second deploy on the lab, which is emptied for it; one JSON
+	@$(BIN)/python molecule/lab/lab.py up
 	@PYTHONPATH=$(CURDIR):$(CURDIR)/scripts:$(CURDIR)/molecule/lab $(BIN)/python -m tests.lab.bench
 
 docs: setup ## Render the roles' READMEs and docs/verification.md
