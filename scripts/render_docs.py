@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Render the pages that are written elsewhere: role READMEs from their specs, the verification page from its list.
+"""Render what is written elsewhere: role READMEs from specs, pages on verification and the reference site from lists.
 
 `render_docs.py` writes them, `render_docs.py --check` names those that are out of date and exits 1, and
 `render_docs.py --record SHARD FILE` first notes what a proof shard has proven (FILE is pytest's --results).
@@ -19,6 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = ROOT / "docs/verification.yml"
 RESULTS = ROOT / "docs/verification_results.yml"
+PUBLISHED = ROOT / "docs/h2iosc.yml"
 LANDING = "landing"
 SCENARIOS = "molecule"
 NOTE = "<!-- Rendered by `make docs` from {source}; edit that. -->"
@@ -173,12 +174,49 @@ def _rank(claim: dict[str, Any]) -> int:
     return 2 if "unproven" in claim else int(claim.get("proven_by") != LANDING)
 
 
+def reference_page(parameters: dict[str, list[dict[str, Any]]]) -> str:
+    """Return the page of what is published of the reference site and what stands in its inventory.
+
+    parameters: number -> entries, each {what, published} and {at}, {at, ours, why} or {elsewhere}.
+    """
+    lines = [
+        NOTE.format(source="docs/h2iosc.yml"),
+        "",
+        "# The reference site beside its report",
+        "",
+        "Report RT-ICAR-NA-2026-02 of ICAR-CNR (January 2026) and `inventories/h2iosc`. P and X are the numbers of our",
+        "notes on it: P a published parameter, X something that contradicts itself, is wrong or is unsafe.",
+        "",
+        "| | what | published | here | why |",
+        "|---|---|---|---|---|",
+    ]
+    for number, entries in parameters.items():
+        for entry in entries:
+            published = _cell(entry["published"])
+            here = _cell(entry["ours"]) if "ours" in entry else "" if "elsewhere" in entry else published
+            why = entry.get("why", entry.get("elsewhere", ""))
+            lines.append(f"| {number} | {entry['what']} | {published} | {here} | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    """Return a value as a table's cell: lists and mappings without their signs, yes and no, nothing as `none`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(_cell(inner) for inner in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"`{value}`" if "*" in str(value) else f"<{value}>" if "://" in str(value) else str(value) or "none"
+
+
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """Return every rendered page of the repository: path -> the text it must have."""
     rendered = {
         role / "README.md": role_readme(root, role) for role in sorted((root / "roles").iterdir()) if role.is_dir()
     }
     rendered[root / "docs/verification.md"] = verification_page(_load(CLAIMS), _load(RESULTS))
+    rendered[root / "docs/h2iosc.md"] = reference_page(_load(PUBLISHED))
     return rendered
 
 

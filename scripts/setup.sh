@@ -10,7 +10,7 @@ say() { printf 'setup: %s\n' "$*"; }
 command -v apt-get >/dev/null || die "this machine has no apt-get; the lab needs Debian 12 or Ubuntu 22.04 or newer"
 
 # command or file that must exist, package that brings it
-missing=''
+missing='' no_browser=''
 need() { command -v "$1" >/dev/null 2>&1 || [ -e "$1" ] || missing="$missing $2"; }
 look() {
   missing=''
@@ -32,6 +32,10 @@ look() {
   need zstd zstd
   need dpkg-scanpackages dpkg-dev
   need shellcheck shellcheck
+  need npm npm
+  need mvn maven
+  [ -n "$no_browser" ] || need chromium chromium # the tests' browser
+  need certutil libnss3-tools # gives it the lab's authority
   [ -n "$python" ] || missing="$missing $(python_packages)"
 }
 python=''
@@ -52,6 +56,11 @@ python_packages() {
 }
 
 find_python
+# Ubuntu's package only fetches a snap, which sees neither another HOME nor, without systemd, anything at all.
+if [ "$(. /etc/os-release && echo "$ID")" = ubuntu ] && ! command -v chromium >/dev/null 2>&1; then
+  say "Ubuntu has Chromium as a snap only, which the tests cannot use: put another one into PATH as chromium, or do without tests/lab/test_hub.py"
+  no_browser=1
+fi
 look
 if [ -n "$missing" ]; then
   [ "$(id -u)" = 0 ] || die "packages are missing and only root may install them; run: sudo apt-get install$missing"

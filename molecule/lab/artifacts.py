@@ -130,10 +130,10 @@ def base_layer() -> bytes:
     return tar_layer(entries)
 
 
-def chart_archive(chart: Path) -> bytes:
+def chart_archive(chart: Path, name: str = "") -> bytes:
     """A chart's directory as Helm's own archive, the same bytes every time."""
     files = sorted(path for path in chart.rglob("*") if path.is_file())
-    layer = tar_layer((f"{chart.name}/{path.relative_to(chart)}", path, 0o644) for path in files)
+    layer = tar_layer((f"{name or chart.name}/{path.relative_to(chart)}", path, 0o644) for path in files)
     return gzip.compress(layer, mtime=0)
 
 

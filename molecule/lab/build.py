@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -119,23 +120,35 @@ def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
+GO_SETTINGS = {
+    "CGO_ENABLED": "0",
+    "GOPATH": str(GO_CACHE / "path"),
+    "GOCACHE": str(GO_CACHE / "build"),
+    "GOFLAGS": "-buildvcs=false -modcacherw",
+    "GOTOOLCHAIN": "auto",
+}
+
+
+def go_command() -> str:
+    """The go program, the machine's or that of the environment."""
+    return shutil.which("go") or str(HERE.parents[1] / ".venv/bin/go")
+
+
+def go_module(module: str) -> Path:
+    """The unpacked source of module@version, until the compiler's caches are deleted."""
+    answer = run(go_command(), "mod", "download", "-json", module, env=os.environ | GO_SETTINGS)
+    return Path(json.loads(answer)["Dir"])
+
+
 def go(name: str, *words: str, cwd: Path | None = None, **environment: str) -> None:
     """Run the go command with the lab's own caches; tells how far it is, and on failure what it said."""
-    settings = {
-        "CGO_ENABLED": "0",
-        "GOPATH": str(GO_CACHE / "path"),
-        "GOCACHE": str(GO_CACHE / "build"),
-        "GOFLAGS": "-buildvcs=false -modcacherw",
-        "GOTOOLCHAIN": "auto",
-    }
-    command = shutil.which("go") or str(HERE.parents[1] / ".venv/bin/go")
     said: deque[str] = deque(maxlen=40)
     modules = packages = 0
     began = told = time.monotonic()
     with subprocess.Popen(
-        [command, words[0], "-v", *words[1:]],
+        [go_command(), words[0], "-v", *words[1:]],
         cwd=cwd,
-        env=os.environ | settings | environment,
+        env=os.environ | GO_SETTINGS | environment,
         stderr=subprocess.PIPE,
         text=True,
         pass_fds=HELD,
@@ -205,15 +218,15 @@ def pause() -> Path:
     )
 
 
-def debian(name: str, packages: list[str]) -> Path:
-    """A root file system of the distribution as a tar archive."""
+def debian(name: str, packages: list[str], *options: str) -> Path:
+    """A root file system of the distribution as a tar archive; `options` are mmdebstrap's."""
 
     def make(target: Path) -> None:
         include = f"--include={','.join(packages)}"
         with target.open("wb") as sink:
-            run("mmdebstrap", "--quiet", "--variant=minbase", include, COMPONENTS["debian"], "-", stdout=sink)
+            run("mmdebstrap", "--quiet", "--variant=minbase", include, *options, COMPONENTS["debian"], "-", stdout=sink)
 
-    return cached(name, digest(COMPONENTS["debian"], *packages), make)
+    return cached(name, digest(COMPONENTS["debian"], *packages, *options), make)
 
 
 def tools() -> Path:
@@ -253,5 +266,5 @@ def node_image() -> str:
 
 
 def gate_image() -> str:
-    """The image of the gate: the distribution's tools and what gate/ says."""
-    return image("gate", debian("debian-tools", COMPONENTS["debian_tools"]))
+    """The image of the gate: the distribution's servers and what gate/ says."""
+    return image("gate", debian("debian-gate", COMPONENTS["debian_gate"]))

@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import sys
+import tempfile
 import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import file_digest
@@ -13,7 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from artifacts import artifacts
+import yaml
+
+import images
+from artifacts import artifacts, chart_archive, tar_layer
 from build import (
     COMPONENTS,
     GO_CACHE,
@@ -22,6 +26,7 @@ from build import (
     debian,
     digest,
     gate_image,
+    go_module,
     node_image,
     program,
     remove,
@@ -115,23 +120,76 @@ def packages() -> Path:
     return cached("packages", digest(root.name, *COMPONENTS["debian_packages"]), make)
 
 
+def charts(platform: Path = images.PLATFORM) -> dict[str, Path]:
+    """The lab's charts, each as Helm packs it: place in the bundle -> directory."""
+    found = {}
+    for path in sorted(platform.glob("**/Chart.yaml")):
+        chart, about = path.parent, yaml.safe_load(path.read_text())
+        if "charts" in chart.relative_to(platform).parts:
+            continue
+        name = f"{about['name']}-{about['version']}"
+
+        def make(target: Path, chart: Path = chart, name: str = name, top: str = about["name"]) -> None:
+            target.mkdir()
+            (target / f"{name}.tgz").write_bytes(chart_archive(chart, top))
+
+        place = f"charts/{about['name']}/{about['version']}"
+        if place in found:
+            sys.exit(f"lab: {chart} is a second chart {name}: remove one")
+        found[place] = cached(f"chart-{about['name']}", digest(chart, name), make)
+    for name, source in COMPONENTS["charts"].items():
+        found[f"charts/{name}/{source['version']}"] = module_chart(name, **source)
+    return found
+
+
+def module_chart(name: str, version: str, module: str, directory: str) -> Path:
+    """The directory with upstream's own chart, out of its Go module, its version where upstream stamps it later."""
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        with tempfile.TemporaryDirectory() as scratch:
+            chart = Path(scratch, name)
+            shutil.copytree(go_module(module) / directory, chart, ignore=shutil.ignore_patterns("tests"))
+            about = chart / "Chart.yaml"
+            about.write_text(about.read_text().replace("v0.0.0", version))
+            (target / f"{name}-{version}.tgz").write_bytes(chart_archive(chart, name))
+
+    return cached(f"chart-{name}", digest(version, module, directory), make)
+
+
+def helm() -> dict[str, Path]:
+    """Helm as upstream packs it: place in the bundle -> directory."""
+    binary = program("helm")
+    version = COMPONENTS["programs"]["helm"].rpartition("@")[2]
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        archive = gzip.compress(tar_layer([("linux-amd64/helm", binary, 0o755)]), 1, mtime=0)
+        (target / f"helm-{version}-linux-amd64.tar.gz").write_bytes(archive)
+
+    return {f"helm/{version}": cached("helm-archive", digest(binary.name), make)}
+
+
 def bundle(target: Path) -> None:
     """Make the bundle by the driver's own command, hard links where possible; one that is current is left alone."""
     sources = {f"rke2/{release}": release_files(release) for release in COMPONENTS["releases"]}
     sources[f"packages/{COMPONENTS['debian']}"] = packages()
-    key, made = digest(*sources, *(path.name for path in sources.values())), target.with_suffix(".key")
+    sources |= helm() | charts() | {"v2": images.registry() / "v2"}
+    key, made = digest(*sources, *(str(path) for path in sources.values())), target.with_suffix(".key")
     if made.exists() and made.read_text() == key:
         return
     made.unlink(missing_ok=True)
     laid = target.with_suffix(".sources")
     remove(laid)
     for place, source in sources.items():
-        (laid / place).mkdir(parents=True)
-        for path in source.iterdir():
-            try:
-                (laid / place / path.name).hardlink_to(path)
-            except OSError:
-                shutil.copyfile(path, laid / place / path.name)
+        for path in source.rglob("*"):
+            if path.is_file():
+                link = laid / place / path.relative_to(source)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    link.hardlink_to(path)
+                except OSError:
+                    shutil.copyfile(path, link)
     # The directory itself stays: the gate has it mounted.
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
@@ -153,5 +211,8 @@ def build() -> None:
             release_files(release)
         for made in beside:
             made.result()
+    helm()
+    charts()
+    images.registry()
     if not os.environ.get("METALHUB_KEEP_GO_CACHE"):
         remove(GO_CACHE)

@@ -27,8 +27,9 @@ def build_command() -> None:
 
 
 def prepare() -> None:
-    """Everything that nodes find around them: secrets, bundle, network, gate."""
+    """Everything that nodes find around them: secrets, bundle, network, gate; and the site's name on this machine."""
     nodes.keys()
+    nodes.lend_name()
     bundle.bundle(STATE / "bundle")
     nodes.network()
     nodes.gate(nodes.site_names(), STATE / "bundle")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -34,7 +35,13 @@ LABEL = "metalhub.lab"
 DISK_GIB = 16
 SSH = STATE / "ssh"
 KUBECONFIG = Path.home() / f".kube/metalhub-{PARAMETERS['site_name']}.yaml"
+CA_BUNDLE = KUBECONFIG.with_name(f"metalhub-{PARAMETERS['site_name']}-ca.pem")
+# What all nodes share in place of a file server, by the server's name.
+FILE_SERVER = STATE / "nfs"
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+HOSTS = Path("/etc/hosts")
+# By this a browser on this machine finds the site, and `down` finds the line.
+HOSTS_LINE = f"{PARAMETERS['site_ingress_address']} {PARAMETERS['site_host']} # metalhub {PARAMETERS['site_name']}\n"
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,17 @@ def keys() -> None:
             "vault_site_rke2_token": secrets.token_hex(24),
             "vault_site_rke2_agent_token": secrets.token_hex(24),
             "vault_site_api_address_password": secrets.token_hex(4),
+            **{
+                f"vault_site_{name}": secrets.token_hex(32)
+                for name in (
+                    "keycloak_admin_password",
+                    "keycloak_database_password",
+                    "hub_client_secret",
+                    "hub_cookie_secret",
+                    "hub_proxy_token",
+                    "hub_crypt_key",
+                )
+            },
         }
         sealed = VaultLib([("lab", VaultSecret(password.read_bytes()))]).encrypt(yaml.safe_dump(values), vault_id="lab")
         private(vault, sealed.decode())
@@ -119,6 +137,47 @@ def return_inotify() -> None:
     if old.exists() and not client().containers.list(filters={"label": LABEL}):
         INOTIFY.write_text(old.read_text())
         old.unlink()
+
+
+def with_line(text: str, line: str) -> str:
+    """A hosts file with one line of ours before everybody else's, after those of earlier labs."""
+    lines = text.splitlines(keepends=True)
+    if line in lines:
+        return text
+    place = next((number for number, one in enumerate(lines) if " # metalhub " not in one), len(lines))
+    return "".join([*lines[:place], line, *lines[place:]])
+
+
+def without_line(text: str, line: str) -> str:
+    """A hosts file as it was before `with_line`."""
+    return "".join(one for one in text.splitlines(keepends=True) if one != line)
+
+
+def lend_name() -> None:
+    """Let this machine know the site's host; `down` takes it back."""
+    rewrite(HOSTS, with_line(HOSTS.read_text(), HOSTS_LINE))
+
+
+def return_name() -> None:
+    """Put back what `lend_name` changed."""
+    rewrite(HOSTS, without_line(HOSTS.read_text(), HOSTS_LINE))
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Replace a system file at once, its mode kept; where it is a mount, as in a container, it is written in place."""
+    if path.read_text() == text:
+        return
+    fresh = path.with_name(f".{path.name}.metalhub")
+    try:
+        shutil.copy2(path, fresh)
+        fresh.write_text(text)
+        fresh.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV):
+            raise
+        path.write_text(text)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def host_state() -> dict[str, str]:
@@ -251,6 +310,7 @@ def create(machine: Machine, image: str, net: str = NETWORK) -> None:
             volumes=[
                 f"{mount}/rancher:/var/lib/rancher",
                 f"{mount}/kubelet:/var/lib/kubelet",
+                f"{FILE_SERVER}:/srv/nfs",
                 "/lib/modules:/lib/modules:ro",
             ],
             pids_limit=8192,
@@ -308,6 +368,7 @@ def up(machines: Sequence[Machine], net: str = NETWORK, images: Mapping[str, str
     if not baseline.exists():
         private(baseline, json.dumps(host_state()))
     lend_inotify()
+    (FILE_SERVER / "nfs.lab.test/homes").mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with ThreadPoolExecutor(len(machines)) as pool:
         list(pool.map(lambda machine: create(machine, (images or {}).get(machine.name, image), net), machines))
@@ -354,6 +415,8 @@ def down() -> None:
             egress.forget(net.name)
             net.remove()
     (SITE / "group_vars/all/vault.yml").unlink(missing_ok=True)
-    KUBECONFIG.unlink(missing_ok=True)
+    for file in (KUBECONFIG, CA_BUNDLE):
+        file.unlink(missing_ok=True)
+    return_name()
     return_inotify()
     shutil.rmtree(STATE, ignore_errors=True)

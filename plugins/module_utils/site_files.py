@@ -22,7 +22,7 @@ GROUPS = ("rke2", "rke2_server", "rke2_agent", "platform")
 class Entry:
     """One variable that a file sets.
 
-    name: with the keys inside it joined by dots, as in site_proxy.http.
+    name: with the keys inside it joined by dots, as in site_proxy.http; a list's parts are counted from 0.
     scope: the group or host that it is set for.
     where: file and line.
     path: the file.
@@ -167,6 +167,8 @@ def _add(inventory: Inventory, path: Path, node: yaml.Node, scope: str, prefix: 
         where = f"{inventory.shown(path)}:{_line(key)}"
         inventory.entries.append(Entry(name, scope, where, path, text, value.tag == "!vault"))
         _add(inventory, path, value, scope, f"{name}.")
+        for number, item in enumerate(value.value if isinstance(value, yaml.SequenceNode) else ()):
+            _add(inventory, path, item, scope, f"{name}.{number}.")
 
 
 def _read_hosts(inventory: Inventory, path: Path) -> None:

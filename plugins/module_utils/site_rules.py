@@ -230,9 +230,19 @@ VAULT_ID = "site"
 TOKEN = (32, 512, 8, "openssl rand -hex 32")
 SECRETS = {"vault_site_api_address_password": (8, 8, 4, "openssl rand -hex 4")}
 
+# Made by others, whose rules are not ours.
+FOREIGN = {
+    "vault_site_certificate_authority_key",
+    "vault_site_identity_provider_secret",
+    "vault_site_ldap_password",
+    "vault_site_smtp_password",
+}
+
 
 def _secret_problem(name: str, secret: Secret) -> str:
     """Return what is wrong with a secret that is set, or an empty string."""
+    if name in FOREIGN:
+        return ""
     least, most, distinct, _ = SECRETS.get(name, TOKEN)
     wanted = f"exactly {least}" if least == most else f"{least} to {most}"
     problems = (
@@ -429,6 +439,82 @@ def check_lists(site: Site) -> Iterator[Finding]:
             yield site.finding(key, "is no certificate", fix, str(text)[:40])
 
 
+@dataclass(frozen=True)
+class Unsafe:
+    """A value of a chart that takes away what the platform promises.
+
+    name: an expression for the end of its path. wrong: an expression for the texts that are refused, empty for all.
+    what, fix: as in a Finding.
+    """
+
+    name: str
+    wrong: str
+    what: str
+    fix: str
+
+
+ON, OFF = "true|yes|on|1", "false|no|off|0"
+TRUST = "remove it, and let the site trust its authority by site_ca_certificates"
+UNSAFE = (
+    Unsafe(r"\w*TLS_VERIFY", "", "turns the verification of certificates off, or seems to", TRUST),
+    Unsafe("validate_server_cert|validate_certs", OFF, "turns the verification of certificates off", TRUST),
+    Unsafe("insecure_?skip_?(tls_?)?verify", ON, "turns the verification of certificates off", TRUST),
+    Unsafe("delete_pvc", ON, "deletes a home with its user", "remove it: homes outlive their users"),
+    Unsafe("allow_all", ON, "lets every account of the realm in", "remove it, and name the group: site_user_group"),
+    Unsafe(
+        "consecutive_?failure_?limit",
+        "(?!0$).*",
+        "ends the hub for everybody after that many starts that failed in a row",
+        "remove it: with the role's 0 a start fails alone",
+    ),
+    Unsafe(
+        r"egressAllowRules\.privateIPs",
+        ON,
+        "opens every private address",
+        "remove it, and name the networks that users need: jupyterhub_user_networks",
+    ),
+    Unsafe(
+        "blockWithIptables", ON, "takes a privileged container in every server", "remove it: a policy does the same"
+    ),
+    Unsafe(
+        r"JupyterHub\.tornado_settings",
+        "",
+        "replaces the settings that the chart has made",
+        "remove it, and change single ones in hub.extraConfig: c.JupyterHub.tornado_settings.update(...)",
+    ),
+)
+# Roles with an Ingress behind the site's one address; a Service with an address of its own would be a second one.
+BEHIND_THE_ADDRESS = ("jupyterhub_values.", "keycloak_values.")
+
+
+def check_values(site: Site) -> Iterator[Finding]:
+    """Values of charts that are unsafe, or that give the site's one host a second address."""
+    for entry in site.inventory.entries:
+        role, _, path = entry.name.partition("_values.")
+        if not path or role not in site.inputs:
+            continue
+        # A container's variables may be a list whose entries say their names.
+        named = f"{path}.{entry.text}" if re.search(r"\.\d+\.name$", path) else path
+        for rule in UNSAFE:
+            meant = re.search(rf"(^|\.)({rule.name})$", named, re.I)
+            if meant and (not rule.wrong or re.fullmatch(rule.wrong, entry.text or "", re.I)):
+                yield site.finding(entry.name, rule.what, rule.fix, entry.text, entry.where)
+        takes = re.search(r"service\.type$", path) and entry.text == "LoadBalancer"
+        if entry.name.startswith(BEHIND_THE_ADDRESS) and (takes or re.search("loadBalancerIPs?$", path)):
+            what = "takes a second address for the site's one host"
+            fix = "remove it: site_ingress_address is the one, and paths tell what is meant"
+            yield site.finding(entry.name, what, fix, entry.text, entry.where)
+
+
+def check_homes(site: Site) -> Iterator[Finding]:
+    """Homes on a node's own disk, where a lost node takes them with it."""
+    name, other = "site_home_storage_class", "site_state_storage_class"
+    homes, state = (site.text(key) or site.schema[key].get("default", "") for key in (name, other))
+    if homes == state:
+        fix = f"name the class on the file server; without it, that is {site.schema[name].get('default')}"
+        yield site.finding(name, "is the class of the nodes' own disks", fix, homes)
+
+
 def check_release(site: Site) -> Iterator[Finding]:
     """A release of RKE2 that is none, is not in the table, or is known to be open."""
     minors: dict[str, Any] = site.compatibility["minors"]
@@ -482,6 +568,8 @@ RULES: tuple[Callable[[Site], Iterator[Finding]], ...] = (
     check_names,
     check_sources,
     check_lists,
+    check_values,
+    check_homes,
     check_release,
     check_versions,
 )

@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -57,21 +58,30 @@ class Manifest(BaseModel):
     files: list[File] = Field(default_factory=list)
 
 
-class Version(BaseModel):
-    """Where the version of a source stands."""
+class Variable(BaseModel):
+    """What a site says: the variable in its inventory, and the defaults that hold it otherwise."""
 
     variable: str
     defaults: str
 
 
 class Source(BaseModel):
-    """One upstream. url: with {version} and {file}."""
+    """One upstream whose files lie beside their checksums. url: with {file}; it and the names may have {version}."""
 
     kind: str
-    version: Version
+    version: Variable
     url: str
     checksums: str
     files: list[str]
+
+
+class Chart(BaseModel):
+    """One chart; its checksum is what the index of its repository says."""
+
+    kind: Literal["charts"]
+    chart: str
+    version: Variable
+    repository: Variable | str
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sources(path: Path = SOURCES) -> list[Source]:
+def sources(path: Path = SOURCES) -> list[Source | Chart]:
     """Return the upstreams that are known."""
-    return [Source.model_validate(entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [(Chart if "chart" in entry else Source).model_validate(entry) for entry in entries]
 
 
 def read(bundle: Path) -> Manifest:
@@ -223,39 +234,76 @@ class Download:
         part.replace(target)
 
 
+def _verified(download: Download, url: str, target: Path, wanted: str, said_by: str) -> None:
+    """Bring `url` to `target` unless it is there, and remove it again when its sha256 is not the one `wanted`."""
+    if target.is_file() and sha256(target) == wanted:
+        return
+    download.get(url, target)
+    seen = sha256(target)
+    if seen != wanted:
+        target.unlink()
+        raise ProvisionError(
+            f"{url}: sha256 is {seen}, {said_by} says {wanted}; the file was removed.",
+            "Type the same command again; if it fails again, upstream or something on the way changed the file.",
+            ExitCode.FAILED,
+        )
+
+
 def add_upstream(source: Source, version: str, bundle: Path, progress: Progress) -> list[File]:
     """Download one version of an upstream, verified against its own checksums, and return the entries."""
     directory = bundle / source.kind / version
     download = Download()
+    checksums, *names = (name.format(version=version) for name in (source.checksums, *source.files))
 
     def url(name: str) -> str:
-        return source.url.format(version=quote(version, safe=""), file=name)
+        return source.url.format(version=quote(version, safe=""), file=quote(name))
 
-    progress(f"{source.kind} {version}: {source.checksums}")
-    listing = directory / source.checksums
-    download.get(url(source.checksums), listing)
+    progress(f"{source.kind} {version}: {checksums}")
+    listing = directory / checksums
+    download.get(url(checksums), listing)
     wanted = _checksums(listing.read_text(encoding="utf-8"))
-    for name in source.files:
+    for name in names:
         if name not in wanted:
             raise ProvisionError(
-                f"{url(source.checksums)} has no checksum for {name}.",
+                f"{url(checksums)} has no checksum for {name}.",
                 f"Compare {SOURCES} with what upstream publishes for {version}.",
                 ExitCode.FAILED,
             )
         progress(f"{source.kind} {version}: {name}")
-        target = directory / name
-        if target.is_file() and sha256(target) == wanted[name]:
-            continue
-        download.get(url(name), target)
-        seen = sha256(target)
-        if seen != wanted[name]:
-            target.unlink()
-            raise ProvisionError(
-                f"{url(name)}: sha256 is {seen}, {source.checksums} says {wanted[name]}; the file was removed.",
-                "Type the same command again; if it fails again, upstream or something on the way changed the file.",
-                ExitCode.FAILED,
-            )
-    return [entry(bundle, directory / name) for name in (source.checksums, *source.files)]
+        _verified(download, url(name), directory / name, wanted[name], checksums)
+    return [entry(bundle, directory / name) for name in (checksums, *names)]
+
+
+def add_chart(chart: str, version: str, repository: str, bundle: Path, progress: Progress) -> list[File]:
+    """Download one version of a chart, verified against the index of its repository, and return its entry.
+
+    Raises ProvisionError for a chart without a checksum there: none is made up.
+    """
+    progress(f"charts {chart} {version}")
+    name = f"{chart}-{version}.tgz"
+    download, listing = Download(), f"{repository.rstrip('/')}/index.yaml"
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Path(scratch, "index.yaml")
+        download.get(listing, index)
+        charts = yaml.load(index.read_bytes(), yaml.CSafeLoader)["entries"].get(chart, [])
+    by_hand = f"{command('bundle', 'build', '--from', 'DIR', '--to', str(bundle))}, DIR/charts/{chart}/{version}/{name}"
+    found = [one for one in charts if str(one["version"]).removeprefix("v") == version.removeprefix("v")]
+    if not found:
+        raise ProvisionError(
+            f"{listing} has no {chart} {version}.",
+            f"Correct the version or the repository, or bring the chart by hand: {by_hand}",
+            ExitCode.FAILED,
+        )
+    wanted = str(found[0].get("digest") or "").removeprefix("sha256:")
+    if not wanted:
+        raise ProvisionError(
+            f"{listing} has no checksum for {chart} {version}, so what is downloaded could be anything.",
+            f"Compare it with upstream by yourself and bring it by hand: {by_hand}",
+            ExitCode.FAILED,
+        )
+    target = bundle / "charts" / chart / version / name
+    _verified(download, urljoin(f"{repository.rstrip('/')}/", found[0]["urls"][0]), target, wanted, listing)
+    return [entry(bundle, target)]
 
 
 def verify(bundle: Path, progress: Progress) -> list[Fault]:

@@ -36,6 +36,7 @@ SECRET = re.compile(r"^vault_|(^|_)(token|password|passwd|passphrase|secret|auth
 # Names that are made of a secret and hold none; each with what they hold instead.
 HARMLESS = {
     "__api_address_refusals_kept": "sentences that say what is wrong with the password, without it",
+    "__keycloak_refusals": "sentences that say which inputs are missing or unsafe, never a secret",
     "__preflight_known_secrets": "which secrets there are and of what shape, never a value",
 }
 

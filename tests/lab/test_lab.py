@@ -138,13 +138,14 @@ def traces(lab: Second) -> dict[str, list[str]]:
     files = [
         lab.state / "metalhub/lab",
         lab.site / "group_vars/all/vault.yml",
-        Path.home() / ".kube/metalhub-second.yaml",
+        *Path.home().glob(".kube/metalhub-second*"),
     ]
     found = {
         "containers": lines("docker", "ps", "-a", "--format", "{{.Names}}"),
         "networks": lines("docker", "network", "ls", "--format", "{{.Name}}"),
         "links": lines("ip", "-o", "addr"),
         "rules": lines("iptables-save"),
+        "names": lines("cat", "/etc/hosts"),
         "mounts": lines("cat", "/proc/mounts"),
         "loops": lines("losetup", "-a"),
         "processes": lines("ps", "-eo", "args"),
@@ -182,7 +183,7 @@ def test_down_leaves_nothing_behind(second: Second) -> None:
     assert traces(second) == {}
     second.run("up")
     works(second)
-    kinds = {"containers", "networks", "links", "rules", "mounts", "loops", "files"}
+    kinds = {"containers", "networks", "links", "rules", "names", "mounts", "loops", "files"}
     assert traces(second).keys() >= kinds, "the comparison is blind"
     second.run("down")
     assert traces(second) == {}

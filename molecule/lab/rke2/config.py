@@ -14,7 +14,7 @@ from paths import CONFIG, Paths
 # Keys this program understands; upstream knows many more. An unknown one is dropped with a warning, as upstream does.
 AGENT_KEYS = frozenset(
     "server token token-file node-name node-ip node-label node-taint kubelet-arg kube-proxy-arg data-dir profile "
-    "private-registry protect-kernel-defaults resolv-conf debug".split()
+    "private-registry disable-default-registry-endpoint protect-kernel-defaults resolv-conf debug".split()
 )
 SERVER_KEYS = AGENT_KEYS | frozenset(
     "agent-token agent-token-file tls-san cluster-cidr service-cidr cluster-dns cluster-domain cni disable "

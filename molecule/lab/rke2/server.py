@@ -90,14 +90,23 @@ class Server(Node):
             for entry in (name for name in archive.namelist() if name.startswith("charts/")):
                 name = Path(entry).stem
                 path = self.paths.manifests / f"{name}.yaml"
-                if name in config.all("disable") or (name == "rke2-canal" and "canal" not in config.all("cni")):
+                asked = {"rke2-canal": "canal" in config.all("cni"), "rke2-ingress-nginx": self.ingress(path)}
+                if name in config.all("disable") or not asked.get(name, True):
                     path.unlink(missing_ok=True)
                     continue
                 content = base64.b64encode(archive.read(entry)).decode()
-                spec = {"bootstrap": True, "chartContent": content, "set": values, "targetNamespace": "kube-system"}
+                spec: dict[str, Any] = {"chartContent": content, "set": values, "targetNamespace": "kube-system"}
+                # Before there is a pod network; everything else is installed over it.
+                spec["bootstrap"] = name in ("rke2-canal", "rke2-coredns")
                 metadata = {"name": name, "namespace": "kube-system"}
                 chart = {"apiVersion": "helm.cattle.io/v1", "kind": "HelmChart", "metadata": metadata, "spec": spec}
                 write(path, yaml.safe_dump(chart))
+
+    def ingress(self, manifest: Path) -> bool:
+        """Whether ingress-nginx is installed: by default before 1.36, from then on where it was or is asked for."""
+        asked = self.config.all("ingress-controller")
+        newer = int(self.release["version"].split(".")[1]) >= 36
+        return "ingress-nginx" in asked if asked else not newer or manifest.exists()
 
     def stored_token(self) -> str:
         """The token of an earlier start, empty before the first."""

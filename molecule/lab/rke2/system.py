@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import registries
 from config import Config, Fatal, log
-from paths import RUN, SOCKET
+from paths import CONFIG, RUN, SOCKET
 
 
 def release() -> dict[str, str]:
@@ -145,6 +146,7 @@ class Node:
     def containerd(self) -> None:
         """Start containerd on upstream's socket and import the images that came with the artifact."""
         etc = self.paths.etc / "containerd"
+        mirrors = registries.load(Path(self.config.get("private-registry") or CONFIG.with_name("registries.yaml")))
         write(
             etc / "config.toml",
             f"""version = 3
@@ -164,8 +166,12 @@ imports = ["{etc}/config-v3.toml.d/*.toml"]
   sandbox = "{self.release["repository"]}/pause:1"
 [plugins."io.containerd.cri.v1.images".registry]
   config_path = "{etc}/certs.d"
-""",
+{registries.credentials(mirrors)}""",
         )
+        files = registries.hosts_files(mirrors, not self.config.get("disable-default-registry-endpoint"))
+        shutil.rmtree(etc / "certs.d", ignore_errors=True)
+        for name, text in files.items():
+            write(etc / "certs.d" / name / "hosts.toml", text)
         write(self.paths.etc / "crictl.yaml", f"runtime-endpoint: unix://{SOCKET}\n", 0o644)
         RUN.mkdir(parents=True, exist_ok=True)
         told = self.paths.agent / "containerd" / "containerd.log"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -13,6 +13,9 @@ from provisioner import bundle, inventory, project
 from provisioner.commands import options
 from provisioner.console import Console
 from provisioner.errors import ExitCode, ProvisionError, command
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 app = typer.Typer(no_args_is_help=True, help="Make and check the directory that holds everything a site downloads.")
 
@@ -26,21 +29,39 @@ Link = Annotated[
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The bundle.")]
 
 
-def _version(where: project.Project, site: str, source: bundle.Source) -> str:
-    """Return the version of an upstream that a site uses."""
-    name = source.version.variable
-    hosts = inventory.read(where, where.site(site)).variables.values()
-    found: set[Any] = {variables[name] for variables in hosts if name in variables}
+def _value(where: project.Project, site: str, hosts: Mapping[str, Mapping[str, Any]], about: bundle.Variable) -> str:
+    """Return what a site says, or the role's default where its inventory says nothing.
+
+    hosts: the variables of each of its hosts.
+    """
+    name = about.variable
+    found: set[Any] = {variables[name] for variables in hosts.values() if name in variables}
     if not found:
-        defaults = where.root / source.version.defaults
+        defaults = where.root / about.defaults
         found = {(yaml.safe_load(defaults.read_text(encoding="utf-8")) or {}).get(name)}
     value = str(next(iter(found)))
     if len(found) != 1 or not value or "{{" in value or value == "None":
         raise ProvisionError(
-            f"Site {site}: {name} is {', '.join(sorted(map(str, found)))}; one literal version is needed.",
+            f"Site {site}: {name} is {', '.join(sorted(map(str, found)))}; one literal value is needed.",
             f"Write it into inventories/{site}/group_vars/all/versions.yml and type the command again.",
         )
     return value
+
+
+def _download(site: str, target: Path, progress: bundle.Progress) -> list[bundle.File]:
+    """Bring everything that a site takes from upstream into the bundle, and return the entries."""
+    where = project.find()
+    hosts = inventory.read(where, where.site(site)).variables
+    files: list[bundle.File] = []
+    for upstream in bundle.sources():
+        version = _value(where, site, hosts, upstream.version)
+        if isinstance(upstream, bundle.Source):
+            files += bundle.add_upstream(upstream, version, target, progress)
+        else:
+            at = upstream.repository
+            repository = at if isinstance(at, str) else _value(where, site, hosts, at)
+            files += bundle.add_chart(upstream.chart, version, repository, target, progress)
+    return files
 
 
 @app.command()
@@ -75,9 +96,7 @@ def build(
         for directory in source or ():
             fresh += bundle.add_directory(directory.absolute(), target, link=link, progress=progress)
         if site and not source:
-            where = project.find()
-            for upstream in bundle.sources():
-                fresh += bundle.add_upstream(upstream, _version(where, site, upstream), target, progress)
+            fresh += _download(site, target, progress)
     files |= {file.path: file for file in fresh}
     manifest = bundle.write(target, files.values())
     console.say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -166,7 +167,7 @@ def upstream() -> Iterator[tuple[type[_Upstream], bundle.Source]]:
     Thread(target=server.serve_forever, daemon=True).start()
     source = bundle.Source(
         kind="rke2",
-        version=bundle.Version(variable="v", defaults="d"),
+        version=bundle.Variable(variable="v", defaults="d"),
         url=f"http://127.0.0.1:{server.server_address[1]}/download/{{version}}/{{file}}",
         checksums="sums.txt",
         files=["rke2.tar.gz"],
@@ -212,7 +213,7 @@ def test_a_site_downloads_the_version_of_its_inventory_or_of_the_defaults(
 ) -> None:
     handler, source = upstream
     handler.asked.append(("/download/v1.2.3%2Brke2r1/rke2.tar.gz", None))
-    wanted = source.model_copy(update={"version": bundle.Version(variable="rke2_version", defaults="defaults.yml")})
+    wanted = source.model_copy(update={"version": bundle.Variable(variable="rke2_version", defaults="defaults.yml")})
     monkeypatch.setattr(bundle, "sources", lambda: [wanted])
     (checkout.root / "defaults.yml").write_text(f"rke2_version: {VERSION}\n")
     arguments = ("bundle", "build", "--site", "here", "--to", str(tmp_path / "bundle"))
@@ -224,7 +225,128 @@ def test_a_site_downloads_the_version_of_its_inventory_or_of_the_defaults(
     assert "/download/v9.9.9%2Brke2r1/sums.txt" in result.stderr
 
 
+CHART = b"chart" * 999
+
+
+def _index(handler: type[_Upstream], **different: Any) -> None:
+    """Let the server have a repository with one chart; `different` replaces parts of its entry."""
+    about = {"version": "v4.4.0", "urls": ["packed/hub-v4.4.0.tgz"], "digest": hashlib.sha256(CHART).hexdigest()}
+    entries = {"hub": [{"version": "v4.3.0"}, about | different]}
+    handler.files["/charts/index.yaml"] = json.dumps({"entries": entries}).encode()
+    handler.files["/charts/packed/hub-v4.4.0.tgz"] = handler.files["/elsewhere.tgz"] = CHART
+
+
+def _repository(source: bundle.Source) -> str:
+    return source.url.partition("/download/")[0] + "/charts/"
+
+
+@pytest.mark.proves("bundle-charts")
+@pytest.mark.parametrize(
+    "different",
+    [
+        pytest.param({}, id="below the repository"),
+        pytest.param({"urls": ["/elsewhere.tgz"]}, id="elsewhere"),
+        pytest.param({"version": "4.4.0"}, id="without its v"),
+        pytest.param({"digest": "sha256:" + hashlib.sha256(CHART).hexdigest()}, id="named algorithm"),
+    ],
+)
+def test_a_chart_is_found_by_the_index_and_lies_where_helm_release_looks(
+    tmp_path: Path, upstream: tuple[type[_Upstream], bundle.Source], different: dict[str, Any]
+) -> None:
+    handler, source = upstream
+    _index(handler, **different)
+    files = bundle.add_chart("hub", "v4.4.0", _repository(source), tmp_path, lambda name: None)
+    assert [(file.path, file.version) for file in files] == [("charts/hub/v4.4.0/hub-v4.4.0.tgz", "v4.4.0")]
+    bundle.write(tmp_path, files)
+    assert bundle.verify(tmp_path, lambda name: None) == []
+    asked = len(handler.asked)
+    bundle.add_chart("hub", "v4.4.0", _repository(source), tmp_path, lambda name: None)
+    assert [path for path, _ in handler.asked[asked:]] == ["/charts/index.yaml"]
+
+
+@pytest.mark.proves("bundle-charts")
+@pytest.mark.parametrize(
+    ("different", "words"),
+    [
+        pytest.param({"digest": "0" * 64}, "the file was removed", id="another checksum"),
+        pytest.param({"digest": None}, "has no checksum", id="no checksum"),
+        pytest.param({"version": "4.5.0"}, "has no hub v4.4.0", id="another version"),
+    ],
+)
+def test_a_chart_that_cannot_be_verified_is_not_taken(
+    tmp_path: Path, upstream: tuple[type[_Upstream], bundle.Source], different: dict[str, Any], words: str
+) -> None:
+    handler, source = upstream
+    _index(handler, **different)
+    with pytest.raises(ProvisionError, match=words):
+        bundle.add_chart("hub", "v4.4.0", _repository(source), tmp_path, lambda name: None)
+    assert list(tmp_path.rglob("*.tgz")) == []
+
+
+@pytest.mark.proves("bundle-upstream")
+def test_names_of_files_may_hold_the_version(tmp_path: Path, upstream: tuple[type[_Upstream], bundle.Source]) -> None:
+    handler, source = upstream
+    named = source.model_copy(
+        update={
+            "kind": "helm",
+            "url": source.url.replace("{version}/", ""),
+            "checksums": "helm-{version}.zip.sha256sum",
+            "files": ["helm-{version}.zip"],
+        }
+    )
+    handler.files["/download/helm-v3.2.1.zip"] = b"helm"
+    handler.files["/download/helm-v3.2.1.zip.sha256sum"] = (
+        f"{hashlib.sha256(b'helm').hexdigest()}  helm-v3.2.1.zip".encode()
+    )
+    files = bundle.add_upstream(named, "v3.2.1", tmp_path, lambda name: None)
+    assert [file.path for file in files] == ["helm/v3.2.1/helm-v3.2.1.zip.sha256sum", "helm/v3.2.1/helm-v3.2.1.zip"]
+
+
+@pytest.mark.proves("bundle-charts")
+def test_a_site_downloads_a_chart_from_the_repository_and_in_the_version_that_it_says(
+    checkout: Checkout, tmp_path: Path, upstream: tuple[type[_Upstream], bundle.Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler, source = upstream
+    _index(handler)
+    about = {
+        name: bundle.Variable(variable=f"hub_{name}", defaults="defaults.yml") for name in ("version", "repository")
+    }
+    monkeypatch.setattr(bundle, "sources", lambda: [bundle.Chart(kind="charts", chart="hub", **about)])
+    (checkout.root / "defaults.yml").write_text(f"hub_version: v4.4.0\nhub_repository: {_repository(source)}\n")
+    result = checkout.run("bundle", "build", "--site", "here", "--to", str(tmp_path / "bundle"))
+    assert result.exit_code == 0, result.output
+    assert bundle.read(tmp_path / "bundle").versions == {"charts": ["v4.4.0"]}
+
+
 def test_the_upstreams_of_the_repository_are_complete() -> None:
-    found = bundle.sources()
-    assert found
-    assert all("{version}" in source.url and "{file}" in source.url and source.files for source in found)
+    found = [source for source in bundle.sources() if isinstance(source, bundle.Source)]
+    assert {source.kind for source in found} == {"rke2", "helm"}
+    for source in found:
+        assert "{file}" in source.url
+        assert "{version}" in source.url + source.checksums
+        assert source.files
+
+
+def test_every_chart_that_a_role_installs_is_in_the_bundle_from_where_the_role_takes_it() -> None:
+    root = bundle.SOURCES.parents[2]
+    ours = {
+        source.chart: (
+            source.version.variable,
+            source.repository if isinstance(source.repository, str) else source.repository.variable,
+        )
+        for source in bundle.sources()
+        if isinstance(source, bundle.Chart)
+    }
+    wanted = {}
+    for path in root.glob("roles/*/tasks/*.yml"):
+        text = path.read_text()
+        for name in re.findall(r"helm_release_chart: ([\w-]+)$", text, re.M):
+            version, repository = (
+                re.search(rf'helm_release_{what}: "?(?:{{{{ )?([^ "\n]+)', text) for what in ("version", "repository")
+            )
+            assert version and repository, path
+            wanted[name] = (version[1], repository[1])
+    assert wanted
+    assert ours == wanted
+    for source in bundle.sources():
+        assert source.version.variable in (root / source.version.defaults).read_text()

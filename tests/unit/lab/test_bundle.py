@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
+import io
+import json
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +17,7 @@ import pytest
 
 import build
 import bundle
+import images
 
 RELEASE = "v1.35.4+rke2r1"
 
@@ -113,3 +118,54 @@ def test_a_word_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("LAB_RKE2", "Upstream")
     with pytest.raises(SystemExit, match="LAB_RKE2=Upstream means nothing; leave it out, or say LAB_RKE2=upstream"):
         bundle.release_files(RELEASE)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A platform with one chart and one image, and nothing else that takes long to make."""
+    chart = tmp_path / "platform/x/chart"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("{apiVersion: v2, name: metallb, version: 0.16.1}")
+    (chart / "templates/x.yaml").write_text("{}")
+    (chart.parent / "images.yml").write_text("quay.io/a/b:1: {files: chart}")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("content")
+    program = tmp_path / "helm"
+    program.write_text("#!/bin/sh")
+    monkeypatch.setattr(bundle, "release_files", lambda _: other)
+    monkeypatch.setattr(bundle, "packages", lambda: other)
+    monkeypatch.setattr(bundle, "program", lambda _: program)
+    monkeypatch.setitem(build.COMPONENTS, "charts", {})
+    monkeypatch.setattr(bundle, "charts", functools.partial(bundle.charts, tmp_path / "platform"))
+    monkeypatch.setattr(images, "registry", functools.partial(images.registry, tmp_path / "platform"))
+    return chart
+
+
+def test_the_bundle_holds_charts_helm_and_images_in_upstreams_forms_and_its_manifest_names_them(
+    small: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "bundle"
+    bundle.bundle(made)
+    manifest = {file["path"]: file["sha256"] for file in json.loads((made / "manifest.json").read_text())["files"]}
+    version = build.COMPONENTS["programs"]["helm"].rpartition("@")[2]
+    helm, chart = f"helm/{version}/helm-{version}-linux-amd64.tar.gz", "charts/metallb/0.16.1/metallb-0.16.1.tgz"
+    assert {helm, chart, "v2/a/b/manifests/1"} <= manifest.keys()
+    for path, sealed in manifest.items():
+        assert hashlib.sha256((made / path).read_bytes()).hexdigest() == sealed
+    with tarfile.open(made / helm) as archive:
+        assert archive.getmember("linux-amd64/helm").mode == 0o755
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress((made / chart).read_bytes()))) as archive:
+        assert {"metallb/Chart.yaml", "metallb/templates/x.yaml"} <= set(archive.getnames())
+
+
+def test_a_changed_chart_makes_another_bundle_and_nothing_changed_leaves_it_alone(small: Path, tmp_path: Path) -> None:
+    made = tmp_path / "bundle"
+    bundle.bundle(made)
+    first = (made / "manifest.json").stat().st_ino
+    bundle.bundle(made)
+    assert (made / "manifest.json").stat().st_ino == first
+    before = (made / "manifest.json").read_text()
+    (small / "templates/x.yaml").write_text("{a: 1}")
+    bundle.bundle(made)
+    assert (made / "manifest.json").read_text() != before

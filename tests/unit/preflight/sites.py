@@ -28,6 +28,12 @@ SECRETS = {
     "vault_site_rke2_token": "7d1f2a90c4b85e36f1097ad2b6c35e481f7a0d9c2b4e68530a91f7c6d2e8b453",
     "vault_site_rke2_agent_token": "0b9e4d7c1a52f8366ed07b9c5f2a81d43c70e96b1d5a28f4967c3e0b8a1f52d6",
     "vault_site_api_address_password": "5e0b91c7",
+    "vault_site_keycloak_admin_password": "a4c123b1612dd272d1371c17149d439536b3216fdaeeb975729fae923d5a4fd1",
+    "vault_site_keycloak_database_password": "2aabfe228f219e9cb0eb53f16947ccf25ec84d8dbc74254770f58904dba41ecc",
+    "vault_site_hub_client_secret": "cc3fc1626e53a13043b026c48bbf33feff9243a8f506b40928b5b7a767c76fb0",
+    "vault_site_hub_cookie_secret": "08f86bebb2737f6a6f0fb23c6f5da2cec255404e4fb440034d6608697a8d41be",
+    "vault_site_hub_proxy_token": "d440e50454f31af3176813e02ea68ef786e4d3cea27d26934b484e73cf575dca",
+    "vault_site_hub_crypt_key": "d6ba2b0aee0ca923732881584d8c4fa2815d2802827283e0ad84173581569969",
 }
 
 # Edit: (file, old text, new text). An empty old text appends, a new text of None removes the file, and a file that
@@ -70,20 +76,26 @@ def encrypt(path: Path) -> None:
     path.write_bytes(VaultLib(_secrets).encrypt(path.read_bytes(), vault_id="site"))
 
 
-def findings(inventory: Path) -> list[Finding]:
-    """Return what the role finds wrong with a site, by its own templates and the core of its module."""
+def variables(inventory: Path, host: str = "localhost") -> tuple[DataLoader, dict[str, Any]]:
+    """Return what Ansible knows of a host before any role, and the loader that reads the site's files."""
     _load_plugins()
     loader = DataLoader()
     loader.set_vault_secrets(_secrets)
     hosts = InventoryManager(loader=loader, sources=[str(inventory)])
     manager = VariableManager(loader=loader, inventory=hosts)
-    variables: dict[str, Any] = manager.get_vars(host=hosts.get_host("localhost"))
-    variables["hostvars"] = HostVars(hosts, manager, loader)
+    known: dict[str, Any] = manager.get_vars(host=hosts.get_host(host))
+    known["hostvars"] = HostVars(hosts, manager, loader)
+    return loader, known
+
+
+def findings(inventory: Path) -> list[Finding]:
+    """Return what the role finds wrong with a site, by its own templates and the core of its module."""
+    loader, known = variables(inventory)
     given = yaml.safe_load((ROLES / "preflight/vars/main.yml").read_text(encoding="utf-8"))
-    variables |= {name: _trusted(value) for name, value in given.items()}
-    variables |= {"role_path": str(ROLES / "preflight"), "ansible_inventory_sources": [str(inventory)]}
+    known |= {name: trusted(value) for name, value in given.items()}
+    known |= {"role_path": str(ROLES / "preflight"), "ansible_inventory_sources": [str(inventory)]}
     task = yaml.safe_load((ROLES / "preflight/tasks/verify_site.yml").read_text(encoding="utf-8"))[0]
-    options = Templar(loader, variables=variables).template(_trusted(task["metalhub.platform.site_check"]))
+    options = Templar(loader, variables=known).template(trusted(task["metalhub.platform.site_check"]))
     return check(load_site(options.pop("sources"), Path(options.pop("roles")), **options))
 
 
@@ -93,10 +105,10 @@ def _load_plugins() -> None:
     init_plugin_loader()
 
 
-def _trusted(value: Any) -> Any:
+def trusted(value: Any) -> Any:
     """Mark every text as a template that may be filled in, as Ansible does with what it reads from a role."""
     if isinstance(value, dict):
-        return {key: _trusted(inner) for key, inner in value.items()}
+        return {key: trusted(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_trusted(inner) for inner in value]
+        return [trusted(inner) for inner in value]
     return trust_as_template(value) if isinstance(value, str) else value

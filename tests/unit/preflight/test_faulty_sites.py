@@ -12,8 +12,9 @@ from tests.unit.preflight.sites import SECRETS, VAULT, Edit
 HOSTS = "hosts.yml"
 SITE = "group_vars/all/site.yml"
 VERSIONS = "group_vars/all/versions.yml"
+HUB = "group_vars/platform/jupyterhub.yml"
 SERVER = "group_vars/rke2_server/preflight.yml"
-TOKEN, AGENT_TOKEN, PASSWORD = SECRETS.values()
+TOKEN, AGENT_TOKEN, PASSWORD, *_ = SECRETS.values()
 THIRD = "            umaster03:\n              ansible_host: 192.168.101.23\n"
 # Put together here, so that nobody who searches the repository for keys finds one.
 KEY = f"-----BEGIN {'PRIVATE'} KEY-----"
@@ -266,6 +267,56 @@ FAULTY = [
                  "site_ca_certificates.icar", f"{SITE}@icar: '---", "private key", "make a new key",
                  id="authority-with-key"),
 
+    # Values of charts
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {extraEnv: {OAUTH2_TLS_VERIFY: 'false'}}}\n")],
+                 "jupyterhub_values.hub.extraEnv.OAUTH2_TLS_VERIFY",
+                 f"{HUB}@TLS_VERIFY", "or seems to", "site_ca_certificates", id="verification-off"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values:\n  hub:\n    extraEnv:\n      - name: OAUTH_TLS_VERIFY\n        value: 0\n")],
+                 "jupyterhub_values.hub.extraEnv.0.name",
+                 f"{HUB}@TLS_VERIFY", "or seems to", "site_ca_certificates", id="verification-off-in-a-list"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {config: {GenericOAuthenticator: {validate_server_cert: no}}}}\n")],
+                 "jupyterhub_values.hub.config.GenericOAuthenticator.validate_server_cert",
+                 f"{HUB}@validate", "verification of certificates", "site_ca_certificates", id="server-not-verified"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {config: {KubeSpawner: {delete_pvc: true}}}}\n")],
+                 "jupyterhub_values.hub.config.KubeSpawner.delete_pvc",
+                 f"{HUB}@delete_pvc", "deletes a home", "outlive", id="homes-deleted"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {config: {GenericOAuthenticator: {allow_all: true}}}}\n")],
+                 "jupyterhub_values.hub.config.GenericOAuthenticator.allow_all",
+                 f"{HUB}@allow_all", "every account", "site_user_group", id="everybody-allowed"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {consecutiveFailureLimit: 5}}\n")],
+                 "jupyterhub_values.hub.consecutiveFailureLimit",
+                 f"{HUB}@FailureLimit", "ends the hub for everybody", "the role's 0", id="hub-ends-itself"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {networkPolicy: {egressAllowRules: {privateIPs: true}}}}\n")],
+                 "jupyterhub_values.hub.networkPolicy.egressAllowRules.privateIPs",
+                 f"{HUB}@privateIPs", "every private address", "jupyterhub_user_networks", id="private-networks-open"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {singleuser: {cloudMetadata: {blockWithIptables: true}}}\n")],
+                 "jupyterhub_values.singleuser.cloudMetadata.blockWithIptables",
+                 f"{HUB}@blockWith", "privileged container", "a policy", id="privileged-container"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {hub: {config: {JupyterHub: {tornado_settings: {cookie_options: {}}}}}}\n")],
+                 "jupyterhub_values.hub.config.JupyterHub.tornado_settings",
+                 f"{HUB}@tornado", "the chart has made", "update(...)", id="settings-replaced"),
+    pytest.param([(HUB, "",
+                   "jupyterhub_values: {proxy: {service: {type: LoadBalancer}}}\n")],
+                 "jupyterhub_values.proxy.service.type",
+                 f"{HUB}@LoadBalancer", "second address", "site_ingress_address", id="second-address"),
+    pytest.param([(HUB, "",
+                   "keycloak_values: {service: {annotations: {metallb.io/loadBalancerIPs: 192.168.101.108}}}\n")],
+                 "keycloak_values.service.annotations.metallb.io/loadBalancerIPs",
+                 f"{HUB}@101.108", "second address", "site_ingress_address", id="second-address-by-annotation"),
+    pytest.param([(SITE, "",
+                   "site_home_storage_class: local-path\n")],
+                 "site_home_storage_class",
+                 f"{SITE}@site_home", "nodes' own disks", "file server", id="homes-on-a-node"),
+
     # Versions
     pytest.param([(VERSIONS, "v1.30.14+rke2r4", "1.30.14")],
                  "rke2_version", f"{VERSIONS}@rke2_version", "is no release", "with its v and its +rke2rN",
@@ -299,7 +350,7 @@ def place(inventory: Path, spec: str) -> str:
     return f"{path}:{numbers[0] + int(further or 0)}"
 
 
-@pytest.mark.proves("preflight-faulty-sites")
+@pytest.mark.proves("preflight-faulty-sites", "preflight-unsafe-values")
 @pytest.mark.parametrize(("edits", "key", "where", "what", "fix"), FAULTY)
 def test_a_faulty_site_is_refused_with_file_key_and_fix(
     tmp_path: Path, edits: list[Edit], key: str, where: str, what: str, fix: str
@@ -329,6 +380,12 @@ def test_all_faults_of_a_site_are_told_at_once(tmp_path: Path) -> None:
     ]
     keys = {finding.key for finding in sites.findings(sites.make(tmp_path, edits))}
     assert keys == {"site_name", "site_api_address", "rke2_server", "rke2_version", "vault_site_rke2_token"}
+
+
+@pytest.mark.proves("preflight-secrets")
+def test_a_secret_that_others_have_made_is_not_judged_by_our_rules(tmp_path: Path) -> None:
+    given = 'vault_site_certificate_authority_key: "-----BEGIN KEY-----\\nMA==\\n"\nvault_site_ldap_password: Sommer1\n'
+    assert sites.findings(sites.make(tmp_path, [(VAULT, "", given)])) == []
 
 
 @pytest.mark.proves("preflight-secrets")

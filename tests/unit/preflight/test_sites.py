@@ -70,11 +70,15 @@ def test_the_lab_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert sites.findings(inventory) == []
 
 
+HUB = "group_vars/platform/jupyterhub.yml"
+SAFE = "{consecutiveFailureLimit: 0, config: {KubeSpawner: {delete_pvc: false}, A: {validate_server_cert: true}}}"
 GOOD = [
     pytest.param([(SITE, "", "site_bundle: https://mirror.icar.cnr.it/metalhub\n")], id="bundle-by-url"),
     pytest.param([(SITE, "101.101-192.168.101.150", "101.96/27")], id="pool-as-network"),
     pytest.param([(SITE, "", "site_time_servers: [ntp.icar.cnr.it, 192.168.101.1]\n")], id="time-servers"),
     pytest.param([(SITE, "", "site_proxy: http://proxy.icar.cnr.it:3128\n")], id="proxy"),
+    pytest.param([(HUB, "", f"jupyterhub_values: {{hub: {SAFE}}}\n")], id="values-that-say-what-the-role-does"),
+    pytest.param([(SITE, "", "site_state_storage_class: fast\n")], id="state-elsewhere"),
     pytest.param([(SITE, "", "local_helper: 1\n")], id="a-name-of-the-sites-own"),
     pytest.param(
         [
@@ -84,7 +88,7 @@ GOOD = [
         id="external-load-balancer-needs-no-password",
     ),
     pytest.param([("host_vars/uworker01.yml", "", "site_node_address: 192.168.102.24\n")], id="address-of-one-node"),
-    pytest.param([("group_vars/all/versions.yml", "", "helm_release_helm_version: v3.18.6\n")], id="fitting-helm"),
+    pytest.param([("group_vars/all/versions.yml", "_helm_version: v3.18.6", "_helm_version: v3.17.3")], id="fits"),
 ]
 
 

@@ -69,6 +69,14 @@ def test_every_rung_agrees_with_the_row_of_its_minor() -> None:
 
 
 @pytest.mark.proves("preflight-compatibility")
+def test_every_series_of_the_gpu_operator_runs_on_the_containerd_that_its_minors_carry() -> None:
+    assert {name for row in TABLE["minors"].values() for name in row["gpu_operator"]} == TABLE["gpu_operator"].keys()
+    for minor, row in TABLE["minors"].items():
+        for name in row["gpu_operator"]:
+            assert numbers(TABLE["gpu_operator"][name]["containerd"]) <= numbers(row["carries"]["containerd"]), minor
+
+
+@pytest.mark.proves("preflight-compatibility")
 @pytest.mark.parametrize(
     "file",
     [

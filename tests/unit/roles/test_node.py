@@ -132,6 +132,26 @@ def test_one_difference_needs_exactly_its_step(different: dict[str, Any], what: 
     assert steps(answer(**different)) == {what: argv}
 
 
+@pytest.mark.proves("node-blocked-modules")
+def test_a_blocked_module_is_not_loaded_again_and_one_that_is_loaded_asks_for_a_reboot() -> None:
+    blocked = {"node_blocked_modules": ["nouveau"]}
+    path = "/etc/modprobe.d/metalhub.conf"
+    clean = answer(paths={"/sys/module/nouveau": False})
+    loaded = answer(paths={"/sys/module/nouveau": True})
+    assert file_of(path, clean, **blocked)["content"].splitlines()[1:] == [
+        "blacklist nouveau",
+        "install nouveau /bin/false",
+    ]
+    assert file_of(path, clean)["state"] == "absent"
+    assert "/sys/module/nouveau" in decide("__node_ask_paths", clean, **blocked)
+    assert steps(clean, **blocked) == {}
+    (argv,) = steps(loaded, **blocked).values()
+    assert argv[0] == "update-initramfs"
+    (said,) = (one for one in decide("__node_findings", loaded, **blocked) if "nouveau" in one)
+    assert "reboot" in said
+    assert not [one for one in decide("__node_findings", clean, **blocked) if "nouveau" in one]
+
+
 @pytest.mark.proves("node-swap")
 def test_swap_is_turned_off_now_and_for_the_next_boot() -> None:
     fstab = (

@@ -1,0 +1,280 @@
+// A lab CSI driver in the place of nfs.csi.k8s.io: a "server" is a directory that all nodes of the lab share, a "mount" is a bind mount.
+//
+// It keeps to what upstream's driver does with a StorageClass's server, share, subDir and onDelete, and to what its chart passes on the command
+// line. With the word `registrar` it makes a driver known to the kubelet instead. NFS itself, its locks and its limits are not there.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+)
+
+// servers is where the file servers' exports lie: <servers>/<server>/<share>.
+const (
+	servers   = "/srv/nfs"
+	separator = "#"
+)
+
+type driver struct {
+	csi.UnimplementedIdentityServer
+	csi.UnimplementedControllerServer
+	csi.UnimplementedNodeServer
+
+	name, node, onDelete string
+}
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "registrar" {
+		registrar(os.Args[2:])
+		return
+	}
+	one := &driver{}
+	flags := flag.NewFlagSet("nfsplugin", flag.ExitOnError)
+	flags.StringVar(&one.name, "drivername", "nfs.csi.k8s.io", "name of the driver")
+	flags.StringVar(&one.node, "nodeid", "", "name of the node")
+	flags.StringVar(&one.onDelete, "default-ondelete-policy", "delete", "what becomes of the files of a volume")
+	endpoint := flags.String("endpoint", "unix:///csi/csi.sock", "where to listen")
+	for _, name := range []string{"v", "mount-permissions", "working-mount-dir"} {
+		flags.String(name, "", "has no effect")
+	}
+	_ = flags.Parse(os.Args[1:])
+	serve(strings.TrimPrefix(*endpoint, "unix://"), func(server *grpc.Server) {
+		csi.RegisterIdentityServer(server, one)
+		csi.RegisterControllerServer(server, one)
+		csi.RegisterNodeServer(server, one)
+	})
+}
+
+// serve answers on a socket until the process is told to end.
+func serve(path string, register func(*grpc.Server)) {
+	_ = os.Remove(path)
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.UnaryInterceptor(
+		func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			answer, err := handle(ctx, request)
+			if err != nil {
+				log.Printf("%s: %v", info.FullMethod, err)
+			}
+			return answer, err
+		}))
+	register(server)
+	done := make(chan os.Signal, 1)
+	signal.Notify(done, syscall.SIGTERM, syscall.SIGINT)
+	go func() { <-done; server.GracefulStop() }()
+	if err := server.Serve(listener); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// export is the directory of a server's share; like a server, it refuses one that it does not export.
+func export(server, share string) (string, error) {
+	path := filepath.Join(servers, filepath.Base(server), filepath.Join("/", share))
+	if found, err := os.Stat(path); err != nil || !found.IsDir() {
+		return "", status.Errorf(codes.Internal, "mount.nfs: access denied by server while mounting %s:%s", server, share)
+	}
+	return path, nil
+}
+
+func (d *driver) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*csi.GetPluginInfoResponse, error) {
+	return &csi.GetPluginInfoResponse{Name: d.name, VendorVersion: "lab"}, nil
+}
+
+func (d *driver) Probe(context.Context, *csi.ProbeRequest) (*csi.ProbeResponse, error) {
+	return &csi.ProbeResponse{Ready: wrapperspb.Bool(true)}, nil
+}
+
+func (d *driver) GetPluginCapabilities(
+	context.Context, *csi.GetPluginCapabilitiesRequest,
+) (*csi.GetPluginCapabilitiesResponse, error) {
+	service := &csi.PluginCapability_Service{Type: csi.PluginCapability_Service_CONTROLLER_SERVICE}
+	one := &csi.PluginCapability{Type: &csi.PluginCapability_Service_{Service: service}}
+	return &csi.GetPluginCapabilitiesResponse{Capabilities: []*csi.PluginCapability{one}}, nil
+}
+
+func (d *driver) ControllerGetCapabilities(
+	context.Context, *csi.ControllerGetCapabilitiesRequest,
+) (*csi.ControllerGetCapabilitiesResponse, error) {
+	rpc := &csi.ControllerServiceCapability_RPC{Type: csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME}
+	one := &csi.ControllerServiceCapability{Type: &csi.ControllerServiceCapability_Rpc{Rpc: rpc}}
+	return &csi.ControllerGetCapabilitiesResponse{Capabilities: []*csi.ControllerServiceCapability{one}}, nil
+}
+
+func (d *driver) ValidateVolumeCapabilities(
+	_ context.Context, request *csi.ValidateVolumeCapabilitiesRequest,
+) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	confirmed := &csi.ValidateVolumeCapabilitiesResponse_Confirmed{VolumeCapabilities: request.GetVolumeCapabilities()}
+	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: confirmed}, nil
+}
+
+// CreateVolume makes the volume's directory below the share. As upstream, it takes a directory that is there already as it is.
+func (d *driver) CreateVolume(_ context.Context, request *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	given := map[string]string{}
+	var words []string
+	for key, value := range request.GetParameters() {
+		switch lower := strings.ToLower(key); lower {
+		case "server", "share", "subdir", "ondelete", "mountpermissions":
+			given[lower] = value
+		case "csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name":
+			parts := strings.Split(strings.TrimPrefix(lower, "csi.storage.k8s.io/"), "/")
+			words = append(words, "${"+parts[0]+".metadata."+parts[1]+"}", value)
+		default:
+			return nil, status.Errorf(codes.InvalidArgument, "invalid parameter %q in storage class", key)
+		}
+	}
+	if given["server"] == "" {
+		return nil, status.Error(codes.InvalidArgument, "server is a required parameter")
+	}
+	policy := given["ondelete"]
+	if !slices.Contains([]string{"", "delete", "retain"}, policy) {
+		return nil, status.Errorf(codes.InvalidArgument, "invalid value %s for OnDelete", policy)
+	}
+	share, err := export(given["server"], given["share"])
+	if err != nil {
+		return nil, err
+	}
+	directory := strings.NewReplacer(words...).Replace(given["subdir"])
+	if directory == "" {
+		directory = request.GetName()
+	}
+	if err := os.MkdirAll(filepath.Join(share, filepath.Join("/", directory)), 0o777); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	volume := &csi.Volume{
+		VolumeId:      strings.Join([]string{given["server"], strings.Trim(given["share"], "/"), directory, request.GetName(), policy}, separator),
+		CapacityBytes: 0, // any size: a directory has none
+		VolumeContext: map[string]string{"server": given["server"], "share": given["share"], "subdir": directory},
+	}
+	return &csi.CreateVolumeResponse{Volume: volume}, nil
+}
+
+// DeleteVolume removes the volume's directory, unless its class or the driver's option says to keep it.
+func (d *driver) DeleteVolume(_ context.Context, request *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	parts := strings.Split(request.GetVolumeId(), separator)
+	if len(parts) != 5 {
+		return &csi.DeleteVolumeResponse{}, nil // not one of ours: as upstream, nothing to do
+	}
+	policy := parts[4]
+	if policy == "" {
+		policy = d.onDelete
+	}
+	if policy == "delete" {
+		share, err := export(parts[0], parts[1])
+		if err != nil {
+			return nil, err
+		}
+		if err := os.RemoveAll(filepath.Join(share, filepath.Join("/", parts[2]))); err != nil {
+			return nil, status.Error(codes.Internal, err.Error())
+		}
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+func (d *driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+	return &csi.NodeGetInfoResponse{NodeId: d.node}, nil
+}
+
+func (d *driver) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
+	return &csi.NodeGetCapabilitiesResponse{}, nil
+}
+
+func (d *driver) NodePublishVolume(_ context.Context, request *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+	where, target := request.GetVolumeContext(), request.GetTargetPath()
+	share, err := export(where["server"], where["share"])
+	if err != nil {
+		return nil, err
+	}
+	source := filepath.Join(share, filepath.Join("/", where["subdir"]))
+	if err := os.MkdirAll(target, 0o750); err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	// The kubelet asks again for what is mounted already.
+	var here, above syscall.Stat_t
+	if syscall.Stat(target, &here) == nil && syscall.Stat(source, &above) == nil && here.Ino == above.Ino && here.Dev == above.Dev {
+		return &csi.NodePublishVolumeResponse{}, nil
+	}
+	if err := syscall.Mount(source, target, "", syscall.MS_BIND, ""); err != nil {
+		return nil, status.Errorf(codes.Internal, "mount %s: %v", source, err)
+	}
+	if request.GetReadonly() || slices.Contains(request.GetVolumeCapability().GetMount().GetMountFlags(), "ro") {
+		if err := syscall.Mount("", target, "", syscall.MS_REMOUNT|syscall.MS_BIND|syscall.MS_RDONLY, ""); err != nil {
+			return nil, status.Errorf(codes.Internal, "remount %s: %v", target, err)
+		}
+	}
+	return &csi.NodePublishVolumeResponse{}, nil
+}
+
+func (d *driver) NodeUnpublishVolume(_ context.Context, request *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
+	err := syscall.Unmount(request.GetTargetPath(), 0)
+	if err != nil && err != syscall.EINVAL && !os.IsNotExist(err) {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	// Never with what is in it: were it still mounted, these would be the user's files.
+	if err := os.Remove(request.GetTargetPath()); err != nil && !os.IsNotExist(err) {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &csi.NodeUnpublishVolumeResponse{}, nil
+}
+
+type registrant struct {
+	registration.UnimplementedRegistrationServer
+
+	name, path string
+}
+
+func (r *registrant) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
+	return &registration.PluginInfo{
+		Type: registration.CSIPlugin, Name: r.name, Endpoint: r.path, SupportedVersions: []string{"1.0.0"},
+	}, nil
+}
+
+func (r *registrant) NotifyRegistrationStatus(
+	_ context.Context, now *registration.RegistrationStatus,
+) (*registration.RegistrationStatusResponse, error) {
+	if !now.GetPluginRegistered() {
+		log.Fatalf("the kubelet refused %s: %s", r.name, now.GetError())
+	}
+	return &registration.RegistrationStatusResponse{}, nil
+}
+
+// registrar asks the driver for its name and tells the kubelet where it listens.
+func registrar(arguments []string) {
+	one := &registrant{}
+	flags := flag.NewFlagSet("registrar", flag.ExitOnError)
+	address := flags.String("csi-address", "/csi/csi.sock", "the driver's socket here")
+	flags.StringVar(&one.path, "kubelet-registration-path", "", "the driver's socket on the node")
+	flags.String("v", "", "has no effect")
+	_ = flags.Parse(arguments)
+	connection, err := grpc.NewClient("unix://"+*address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	answer, err := csi.NewIdentityClient(connection).GetPluginInfo(
+		context.Background(), &csi.GetPluginInfoRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		log.Fatal(err)
+	}
+	one.name = answer.GetName()
+	serve(fmt.Sprintf("/registration/%s-reg.sock", one.name), func(server *grpc.Server) {
+		registration.RegisterRegistrationServer(server, one)
+	})
+}

@@ -1,0 +1,381 @@
+"""The whole platform as a user has it: a browser from outside, Keycloak, a server with a GPU, a cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from playwright.sync_api import Playwright, sync_playwright
+
+import nodes
+from tests.lab.browser import Visitor, visitor
+from tests.lab.running import ROOT, Lab, eventually
+
+PARAMETERS = nodes.PARAMETERS
+SPECS = yaml.safe_load((ROOT / "roles/preflight/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+    "options"
+]
+AUTHORITIES = Path.home() / f".kube/metalhub-{PARAMETERS['site_name']}-ca.pem"
+HOST = f"https://{PARAMETERS['site_host']}"
+HUB = f"{HOST}/jupyterhub/"
+# What a cell runs: a sum that stands nowhere in what was sent, and the devices that the container has.
+# Which pod the hub is, and how often it began anew.
+HUB_POD = "-n jupyterhub get pods -l component=hub -o".split()
+HUB_POD += ["jsonpath={.items[*].metadata.uid}{.items[*].status.containerStatuses[*].restartCount}"]
+# What another's server answers to whoever shows nothing.
+ASK = """
+import urllib.error, urllib.request
+try:
+    print(urllib.request.urlopen("{url}", timeout=10).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+CELL = """
+import glob, hashlib, json
+print(json.dumps({{"sum": hashlib.sha256(b"{nonce}").hexdigest(), "devices": sorted(glob.glob("/dev/nvidia[0-9]*"))}}))
+"""
+
+
+def parameter(name: str) -> str:
+    """A site parameter, by the site or by its default."""
+    return str(PARAMETERS.get(name, SPECS[name].get("default")))
+
+
+class Keycloak:
+    """Keycloak's administration, by the service account that the platform itself uses."""
+
+    def __init__(self, secret: str) -> None:
+        self.realm = f"{HOST}/sso/admin/realms/{parameter('site_identity_realm')}"
+        self.session = requests.Session()
+        self.session.verify = str(AUTHORITIES)
+        # Authorities that the environment names would win, and so would a proxy.
+        self.session.trust_env = False
+        form = {"grant_type": "client_credentials", "client_id": "metalhub-provisioner", "client_secret": secret}
+        where = f"{HOST}/sso/realms/master/protocol/openid-connect/token"
+        token = self.session.post(where, data=form, timeout=30)
+        assert token.ok, f"Keycloak gives the service account no token: {token.status_code} {token.text[:500]}"
+        self.session.headers["Authorization"] = f"Bearer {token.json()['access_token']}"
+
+    def ask(self, method: str, path: str, **more: Any) -> requests.Response:
+        """One request below the realm, which has to succeed."""
+        answer = self.session.request(method, f"{self.realm}{path}", timeout=30, **more)
+        assert answer.ok, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
+        return answer
+
+    def make(self, name: str, password: str, *groups: str) -> None:
+        """A user who can log in without being asked anything further."""
+        self.forget(name)
+        user = {
+            "username": name,
+            "enabled": True,
+            "email": f"{name}@lab.test",
+            "emailVerified": True,
+            "firstName": name.title(),
+            "lastName": "Test",
+            "credentials": [{"type": "password", "value": password, "temporary": False}],
+        }
+        number = self.ask("POST", "/users", json=user).headers["Location"].rsplit("/", 1)[1]
+        for group in groups:
+            found = self.ask("GET", "/groups", params={"search": group, "exact": "true"}).json()
+            assert [one["name"] for one in found] == [group], f"the realm has no group {group}: {found}"
+            self.ask("PUT", f"/users/{number}/groups/{found[0]['id']}")
+
+    def forget(self, name: str) -> None:
+        """Remove a user, if there."""
+        for user in self.ask("GET", "/users", params={"username": name, "exact": "true"}).json():
+            self.ask("DELETE", f"/users/{user['id']}")
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user of the site."""
+
+    name: str
+    password: str
+
+
+MakeAccount = Callable[..., Account]
+LogIn = Callable[[Account], Visitor]
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Iterator[Playwright]:
+    """The one driver of all browsers."""
+    with sync_playwright() as driver:
+        yield driver
+
+
+@pytest.fixture
+def account(lab: Lab) -> Iterator[MakeAccount]:
+    """Makes users; they, their servers and their homes are removed afterwards."""
+    assert AUTHORITIES.exists(), f"{AUTHORITIES} is not there; run: scripts/provision.py deploy --site lab"
+    secret = lab.secrets()["vault_site_keycloak_admin_password"]
+    made: list[str] = []
+
+    def make(name: str, *groups: str) -> Account:
+        # Never two of one name: the hub remembers, and a home belongs to a person.
+        fresh = Account(f"{name}-{secrets.token_hex(3)}", secrets.token_urlsafe(18))
+        made.append(fresh.name)
+        Keycloak(secret).make(fresh.name, fresh.password, *groups)
+        return fresh
+
+    yield make
+    for name in made:
+        Keycloak(secret).forget(name)
+        owned = ("-n", "jupyterhub", "delete", "pod,pvc", "-l", f"hub.jupyter.org/username={name}")
+        lab.kubectl(*owned, "--wait=false", check=False)
+
+
+@pytest.fixture
+def log_in(playwright: Playwright, tmp_path: Path) -> Iterator[LogIn]:
+    """Opens a browser for a user and shows Keycloak the password."""
+    with ExitStack() as stack:
+
+        def enter(user: Account) -> Visitor:
+            home = tmp_path / f"{user.name}-{len(list(tmp_path.iterdir()))}"
+            person = stack.enter_context(visitor(playwright, user.name, home, AUTHORITIES))
+            person.log_in(HUB, user.password)
+            return person
+
+        yield enter
+
+
+def answers() -> bool:
+    """Whether the hub is there for its users."""
+    try:
+        return requests.get(f"{HUB}hub/health", verify=str(AUTHORITIES), timeout=10).ok
+    except requests.RequestException:
+        return False
+
+
+def pods(lab: Lab, name: str) -> list[dict[str, Any]]:
+    """The pods of a user's servers."""
+    words = ("-n", "jupyterhub", "get", "pods", "-l", f"hub.jupyter.org/username={name}", "-o", "json")
+    return json.loads(lab.kubectl(*words))["items"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.proves("hub-login-gpu", "hub-restart")
+def test_a_user_runs_a_cell_on_one_gpu_and_a_restart_of_the_hub_leaves_the_kernel_alone(
+    account: MakeAccount, log_in: LogIn, lab: Lab
+) -> None:
+    person = log_in(account("labuser", parameter("site_user_group")))
+    nonce = secrets.token_hex(8)
+    base = person.spawn("gpu-1")
+    seen = json.loads(person.run(base, CELL.format(nonce=nonce)))
+    assert seen["sum"] == hashlib.sha256(nonce.encode()).hexdigest()
+    assert len(seen["devices"]) == 1, seen
+    person.shot("lab")
+    person.run(base, f"kept = '{nonce}'", person.kernel)
+    before = lab.kubectl(*HUB_POD)
+    lab.kubectl("-n", "jupyterhub", "delete", "pod", "-l", "component=hub", "--wait=false")
+    eventually("another hub answers", lambda: lab.kubectl(*HUB_POD) != before and answers())
+    assert person.run(base, "print(kept)", person.kernel).strip() == nonce
+
+
+@pytest.mark.proves("keycloak-first-administrator")
+def test_the_first_administrator_comes_in_by_an_operation_and_manages_users(
+    lab: Lab, account: MakeAccount, playwright: Playwright, tmp_path: Path
+) -> None:
+    # Removed afterwards, and not there now.
+    name = account("labfirst").name
+    Keycloak(lab.secrets()["vault_site_keycloak_admin_password"]).forget(name)
+    written, operation = tmp_path / "password", ("playbooks/operations/user_add.yml",)
+    wanted = {
+        "keycloak_user_name": name,
+        "keycloak_user_email": f"{name}@lab.test",
+        "keycloak_user_groups": [parameter("site_admin_group")],
+        "keycloak_user_password_file": str(written),
+    }
+    made = lab.play("-e", json.dumps(wanted), playbooks=operation)
+    assert made.status == 0, made.output[-3000:]
+    password = written.read_text().strip()
+    assert written.stat().st_mode & 0o777 == 0o600 and password not in made.output
+    again = lab.play("-e", json.dumps(wanted), playbooks=operation)
+    assert again.changed == {} and "is there already" in again.output
+    with visitor(playwright, name, tmp_path / "home", AUTHORITIES) as person:
+        person.log_in(HUB, password)
+        person.until("the form for an own password", lambda: person.sees("#password-new"))
+        own = secrets.token_urlsafe(18)
+        for field in ("#password-new", "#password-confirm"):
+            person.page.fill(field, own)
+        person.page.locator("[type=submit]").first.click()
+        person.until("the hub", lambda: person.page.url.startswith(f"{HUB}hub/"))
+        person.page.goto(
+            f"{HOST}/sso/admin/{parameter('site_identity_realm')}/console/#/{parameter('site_identity_realm')}/users"
+        )
+        person.until("users in Keycloak's console", lambda: f"{name}@lab.test" in person.text())
+
+
+@pytest.mark.proves("hub-group-refused")
+def test_a_user_without_the_group_is_refused(account: MakeAccount, log_in: LogIn) -> None:
+    refused(log_in(account("labstranger")))
+
+
+@pytest.mark.proves("hub-profiles", "hub-forged", "hub-others-server", "hub-admin", "hub-logout")
+def test_a_user_and_an_administrator_see_and_get_what_their_groups_may(
+    account: MakeAccount, log_in: LogIn, lab: Lab
+) -> None:
+    user = log_in(account("labuser", parameter("site_user_group")))
+    admin = log_in(account("labadmin", parameter("site_admin_group")))
+    # Profiles: one is the administrators' alone.
+    assert user.profiles(HUB) == ["cpu", "gpu-1", "gpu-2"]
+    user.shot("profiles")
+    assert admin.profiles(HUB) == ["cpu", "gpu-1", "gpu-2", "gpu-4"]
+
+    def known() -> dict[str, Any]:
+        return json.loads(user.ask("GET", f"/jupyterhub/hub/api/users/{user.name}")[1])  # type: ignore[no-any-return]
+
+    # Requests made by hand get no further than the form.
+    for options in ({"profile": "gpu-4"}, {"profile": "nosuch"}, {"profile": "cpu", "image": "docker.io/evil/evil:1"}):
+        # The chart lets the hub answer before it has looked.
+        status, text = user.ask("POST", f"/jupyterhub/hub/api/users/{user.name}/server", options)
+        assert status in (202, 400, 403), (options, status, text)
+        user.until("the end of the request", lambda: not known()["pending"])
+        assert known()["server"] is None
+        owned = ("get", "pods,pvc", "-l", f"hub.jupyter.org/username={user.name}", "-o", "name")
+        assert lab.kubectl("-n", "jupyterhub", *owned) == "", options
+    # The server of another: neither by its address in the cluster nor by its path.
+    admin_base = admin.spawn("cpu")
+    base = user.spawn("cpu")
+    address = pods(lab, admin.name)[0]["status"]["podIP"]
+    assert user.run(base, ASK.format(url=f"http://{address}:8888{admin_base}api/contents")).strip() == "403"
+    answer = user.page.goto(f"{HOST}{admin_base}api/contents")
+    assert answer and answer.status == 403, answer and answer.status
+    # The administrator sees who is there, and ends a server.
+    admin.page.goto(f"{HUB}hub/admin")
+    admin.until("the user's row", lambda: user.name in admin.text())
+    admin.shot("admin")
+    # Logging out ends the session at Keycloak, and no server.
+    user.page.goto(f"{HUB}hub/logout")
+    user.page.goto(f"{HUB}hub/oauth_login")
+    user.until("Keycloak's form", lambda: user.sees("#username"))
+    user.shot("login")
+    assert [pod["status"]["phase"] for pod in pods(lab, user.name)] == ["Running"]
+    status, text = admin.ask("DELETE", f"/jupyterhub/hub/api/users/{user.name}/server")
+    assert status in (202, 204), (status, text)
+    eventually("the user's server has ended", lambda: pods(lab, user.name) == [])
+
+
+@pytest.mark.shard("hub")
+@pytest.mark.proves("hub-home-kept")
+def test_a_user_deleted_and_made_again_finds_the_home_on_another_node(
+    account: MakeAccount, log_in: LogIn, lab: Lab
+) -> None:
+    user, nonce = account("labuser", parameter("site_user_group")), secrets.token_hex(8)
+    person, admin = log_in(user), log_in(account("labadmin", parameter("site_admin_group")))
+    person.run(person.spawn("cpu"), f"open('nonce', 'w').write('{nonce}')")
+    node = pods(lab, user.name)[0]["spec"]["nodeName"]
+    admin.page.goto(f"{HUB}hub/home")
+    for path in (f"users/{user.name}/server", f"users/{user.name}"):
+        status, text = admin.ask("DELETE", f"/jupyterhub/hub/api/{path}")
+        assert status in (202, 204), (path, status, text)
+        eventually("the server has ended", lambda: pods(lab, user.name) == [])
+    lab.kubectl("cordon", node)
+    try:
+        again = log_in(user)
+        assert again.run(again.spawn("cpu"), "print(open('nonce').read())").strip() == nonce
+        assert pods(lab, user.name)[0]["spec"]["nodeName"] != node
+    finally:
+        lab.kubectl("uncordon", node)
+
+
+@pytest.mark.shard("hub")
+@pytest.mark.proves("hub-worker-lost")
+def test_a_user_of_a_lost_worker_goes_on_elsewhere_with_the_same_home(
+    account: MakeAccount, log_in: LogIn, lab: Lab
+) -> None:
+    user, nonce = account("labuser", parameter("site_user_group")), secrets.token_hex(8)
+    person = log_in(user)
+    person.run(person.spawn("gpu-1"), f"open('nonce', 'w').write('{nonce}')")
+    node = pods(lab, user.name)[0]["spec"]["nodeName"]
+    operation = ("playbooks/operations/node_lost.yml",)
+    refused = lab.play("-e", f"rke2_lost_worker={node}", "-e", "rke2_lost_powered_off=true", playbooks=operation)
+    assert refused.status and f"{node} is Ready" in refused.output, refused.output[-3000:]
+    subprocess.run(["docker", "kill", node], check=True, capture_output=True)
+    try:
+        eventually("the node is known to be silent", lambda: node not in lab.ready(), 120)
+        began = time.monotonic()
+        done = lab.play("-e", f"rke2_lost_worker={node}", "-e", "rke2_lost_powered_off=true", playbooks=operation)
+        assert done.status == 0, done.output[-3000:]
+        eventually("the server of the lost worker is gone", lambda: pods(lab, user.name) == [], 60)
+        again = log_in(user)
+        assert again.run(again.spawn("gpu-1"), "print(open('nonce').read())").strip() == nonce
+        print(f"from the operation to the home read: {time.monotonic() - began:.0f} s")
+        assert pods(lab, user.name)[0]["spec"]["nodeName"] != node
+    finally:
+        subprocess.run(["docker", "start", node], check=True, capture_output=True)
+    eventually("all nodes are Ready", lab.healthy, 180)
+    back = lab.drive("deploy", "--from", "rke2_agent", "--until", "rke2_agent", "--limit", node)
+    assert back.status == 0, back.message
+    taints = lab.kubectl("get", "node", node, "-o", "jsonpath={.spec.taints}")
+    assert "out-of-service" not in taints
+
+
+@pytest.mark.shard("hub")
+@pytest.mark.proves("hub-gpus-taken")
+def test_the_seventh_server_with_four_gpus_waits_with_its_reason_and_the_hub_stays(
+    account: MakeAccount, log_in: LogIn, lab: Lab
+) -> None:
+    before = lab.kubectl(*HUB_POD)
+    people = [log_in(account(f"lab{number}", parameter("site_admin_group"))) for number in range(7)]
+
+    def start(person: Visitor) -> None:
+        person.page.goto(f"{HUB}hub/home")
+        status, text = person.ask("POST", f"/jupyterhub/hub/api/users/{person.name}/server", {"profile": "gpu-4"})
+        assert status in (201, 202), text
+
+    def phases(*persons: Visitor) -> list[str]:
+        return [pod["status"]["phase"] for person in persons for pod in pods(lab, person.name)]
+
+    for person in people[:6]:
+        start(person)
+    eventually("six servers run", lambda: phases(*people[:6]) == ["Running"] * 6, 300)
+    start(people[6])
+    late = people[6]
+    late.page.goto(f"{HUB}hub/spawn-pending/{late.name}")
+    late.page.locator("#progress-details summary").click()
+    late.until("the reason", lambda: "Insufficient nvidia.com/gpu" in late.text())
+    late.shot("waiting")
+    assert phases(late) == ["Pending"]
+    # A place becomes free.
+    people[0].page.goto(f"{HUB}hub/home")
+    people[0].ask("DELETE", f"/jupyterhub/hub/api/users/{people[0].name}/server")
+    eventually("the seventh runs", lambda: phases(late) == ["Running"], 120)
+    assert lab.kubectl(*HUB_POD) == before
+
+
+def refused(person: Visitor) -> None:
+    """Assert that the hub itself has said no: not Keycloak, and not by an error of its own."""
+
+    def no() -> list[str]:
+        return [url for status, url in person.answers if status == 403 and "/jupyterhub/hub/" in url]
+
+    assert person.until("the hub's refusal", no)
+    text = person.text().lower()
+    assert "403" in text or "not allowed" in text, text
+    assert not person.page.locator("#spawn_form").count()
+
+
+@pytest.mark.proves("hub-certificate")
+def test_a_browser_that_does_not_know_the_authority_goes_no_further(
+    lab: Lab, playwright: Playwright, tmp_path: Path
+) -> None:
+    strangers = tmp_path / "none.pem"
+    strangers.write_text("")
+    # Playwright's own error carries the browser's reason; the visitor's report would only hide it.
+    with (
+        pytest.raises(Exception, match="ERR_CERT_AUTHORITY_INVALID"),
+        visitor(playwright, "nobody", tmp_path, strangers) as person,
+    ):
+        person.page.goto(HUB)

@@ -1,0 +1,91 @@
+"""What the role storage refuses of a site, and what it makes of shared data, without any cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
+
+ROLE = Path(__file__).resolve().parents[3] / "roles/storage"
+IMAGES = {"name": "images", "server": "nfs.test", "path": "/datasets/images"}
+
+
+def decide(name: str, **inputs: Any) -> Any:
+    """Return the role's variable `name` for a site with these inputs."""
+    loader = DataLoader()
+    variables: dict[str, Any] = {}
+    for part in ("defaults", "vars"):
+        variables |= loader.load_from_file(str(ROLE / part / "main.yml"), trusted_as_template=True)
+    # As Ansible reads them from a file.
+    variables |= {"storage_nfs_server": "nfs.test", "storage_nfs_share": "/homes"} | loader.load(yaml.safe_dump(inputs))
+    return Templar(loader, variables=variables).template(variables[name])
+
+
+@pytest.mark.proves("storage-capacity")
+@pytest.mark.parametrize(
+    ("users", "size", "capacity", "said"),
+    [
+        pytest.param(100, "100Gi", "10Ti", "", id="room"),
+        pytest.param(1024, "10Gi", "10Ti", "", id="exactly"),
+        pytest.param(
+            103, "100Gi", "10Ti", "103 users with 100Gi each may fill 10.1 TiB, and nfs.test has 10.0 TiB", id="not"
+        ),
+        pytest.param(
+            24, "1000G", "20T", "24 users with 1000G each may fill 21.8 TiB, and nfs.test has 18.2 TiB", id="tens"
+        ),
+        pytest.param(10**6, "100Gi", "", "", id="capacity-not-said"),
+        pytest.param(0, "100Gi", "1Gi", "", id="users-not-said"),
+        pytest.param(1, "100Gi", "10 TB", "storage_nfs_capacity is 10 TB, which is no size", id="capacity-no-size"),
+        pytest.param(1, "large", "10Ti", "storage_home_size is large, which is no size", id="home-no-size"),
+        pytest.param(1, "1024", "1Ki", "", id="bytes"),
+        pytest.param(2, "1024", "1Ki", "2 users with 1024 each", id="bytes-not"),
+    ],
+)
+def test_users_who_could_fill_the_file_server_are_refused_with_the_numbers(
+    users: int, size: str, capacity: str, said: str
+) -> None:
+    found = decide("__storage_refusals", storage_users=users, storage_home_size=size, storage_nfs_capacity=capacity)
+    assert len(found) == bool(said)
+    assert not said or said in found[0]
+
+
+@pytest.mark.proves("storage-datasets")
+@pytest.mark.parametrize(
+    ("different", "said"),
+    [
+        pytest.param({}, "", id="good"),
+        pytest.param({"server": "other.test", "path": "/homes"}, "", id="of-another-server"),
+        pytest.param({"path": "/homes-of-old"}, "", id="like-the-homes"),
+        pytest.param({"path": "/homes"}, "lie in one another", id="the-homes"),
+        pytest.param({"path": "/homes/jupyterhub/"}, "lie in one another", id="below-the-homes"),
+        pytest.param({"path": "/"}, "lie in one another", id="above-the-homes"),
+        pytest.param({"path": "datasets"}, "not one from the root", id="relative"),
+        pytest.param({"path": "/datasets/../homes"}, "not one from the root", id="upwards"),
+        pytest.param({"name": "Images"}, "has no name of small letters", id="name"),
+    ],
+)
+def test_data_that_would_give_homes_away_or_has_no_name_is_refused(different: dict[str, str], said: str) -> None:
+    found = decide("__storage_refusals", storage_datasets=[IMAGES | different])
+    assert len(found) == bool(said)
+    assert not said or said in found[0]
+
+
+@pytest.mark.proves("storage-datasets")
+def test_a_name_that_two_have_is_refused() -> None:
+    assert decide("__storage_refusals", storage_datasets=[IMAGES, IMAGES]) == ["the dataset images is named twice"]
+
+
+@pytest.mark.proves("storage-datasets")
+def test_shared_data_is_mounted_read_only_for_one_claim_and_stays() -> None:
+    (volume,) = decide("__storage_dataset_volumes", storage_datasets=[IMAGES])
+    assert volume["metadata"]["name"] == "dataset-images"
+    assert volume["spec"]["claimRef"]["namespace"] == "jupyterhub"
+    assert volume["spec"]["claimRef"]["name"] == "dataset-images"
+    assert volume["spec"]["csi"]["volumeAttributes"] == {"server": "nfs.test", "share": "/datasets/images"}
+    assert volume["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert {"ro", "hard"} <= set(volume["spec"]["mountOptions"])
+    assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
