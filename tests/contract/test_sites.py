@@ -21,6 +21,7 @@ ALLOWED = {
     "group_vars/all/site.yml:site_load_balancer_pool": "another prefix",
     "group_vars/all/site.yml:site_ingress_address": "another prefix",
     "group_vars/all/site.yml:site_identity_realm": "the reference site's published one",
+    "group_vars/all/site.yml:site_home_size": "one disk stands for the file server",
     "group_vars/all/site.yml:site_bundle": "the lab downloads nothing but its bundle",
     "group_vars/all/site.yml:site_time_servers": "the lab's own clock",
     "group_vars/rke2/node.yml:*": "packages come from the bundle; kernel and swap are the machine's below",

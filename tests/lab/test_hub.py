@@ -175,6 +175,7 @@ def test_a_user_runs_a_cell_on_one_gpu_and_a_restart_of_the_hub_leaves_the_kerne
     seen = json.loads(person.run(base, CELL.format(nonce=nonce)))
     assert seen["sum"] == hashlib.sha256(nonce.encode()).hexdigest()
     assert len(seen["devices"]) == 1, seen
+    person.until("JupyterLab's launcher", lambda: person.sees(".jp-LauncherCard"), 120)
     person.shot("lab")
     person.run(base, f"kept = '{nonce}'", person.kernel)
     before = lab.kubectl(*HUB_POD)

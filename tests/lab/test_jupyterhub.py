@@ -81,5 +81,5 @@ def test_the_guide_is_linked_and_served_before_a_login_and_tells_of_this_site(la
     with open_url(urllib.parse.urljoin(URL, link[1]).removeprefix(URL)) as answer:
         page = answer.read().decode()
     assert URL in page
-    capacity = yaml.safe_load((SITE / "group_vars/platform/jupyterhub.yml").read_text())["jupyterhub_home_capacity"]
+    capacity = yaml.safe_load((SITE / "group_vars/all/site.yml").read_text())["site_home_size"]
     assert f"<code>/home/jovyan</code>: {capacity}," in page

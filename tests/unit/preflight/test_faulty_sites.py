@@ -315,7 +315,7 @@ FAULTY = [
     pytest.param([(SITE, "",
                    "site_home_storage_class: local-path\n")],
                  "site_home_storage_class",
-                 f"{SITE}@site_home", "nodes' own disks", "file server", id="homes-on-a-node"),
+                 f"{SITE}@site_home_storage_class", "nodes' own disks", "file server", id="homes-on-a-node"),
 
     # Versions
     pytest.param([(VERSIONS, "v1.30.14+rke2r4", "1.30.14")],

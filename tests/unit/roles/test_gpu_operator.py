@@ -121,7 +121,8 @@ def test_nothing_is_touched_before_the_release_is_checked() -> None:
         "kubernetes.core.k8s_info",
     }
     for entry in ("main", "mig"):
-        first = yaml.safe_load((ROLE / f"tasks/{entry}.yml").read_text())[0]
+        tasks = yaml.safe_load((ROLE / f"tasks/{entry}.yml").read_text())
+        first = next(task for task in tasks if task.get("ansible.builtin.meta") != "end_host")
         assert first["ansible.builtin.import_tasks"] == "gates.yml"
 
 
