@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from provisioner import stages as stage_list
 from provisioner.errors import ProvisionError
+from provisioner.rollout import of_machines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,6 +139,10 @@ def make(
             "Name the stages (--only A,B) or the range (--from A --until B).",
         )
     left_out = _left_out(request, [stage.name for stage in stages])
+    if request.limit and of_machines(request.limit):
+        # What asks the cluster as a whole is nothing that one machine needs.
+        alone = [stage.name for stage in stages if stage.hosts == {"platform"}]
+        left_out = dict.fromkeys(alone, "skipped: not of the hosts in --limit") | left_out
     steps = []
     for stage in stages:
         name = stage.name

@@ -51,6 +51,12 @@ def waves(hosts: Sequence[str], batch: Batch) -> tuple[tuple[str, ...], ...]:
     return tuple(found)
 
 
+def of_machines(limit: str) -> bool:
+    """Whether a host pattern names machines only, not the control machine (the group `platform`)."""
+    parts = [part.strip() for part in re.split(r"[,:]", limit)]
+    return not any(part in ("all", "platform", "localhost") or _PATTERN.search(part) for part in parts)
+
+
 def check_limit(limit: str, hosts: Collection[str], groups: Collection[str]) -> None:
     """Refuse a host pattern that names an unknown host or group: Ansible would leave it out without an error.
 

@@ -22,7 +22,7 @@ class Stage:
     """One chapter of the platform.
 
     description: the comment above its entry. plays: how many plays its file holds (they delimit it in a run).
-    batched: the host pattern of its play that follows `--batch`, or an empty string.
+    batched: the host pattern of its play that follows `--batch`, or an empty string. hosts: the patterns of all plays.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Stage:
     description: str
     plays: int
     batched: str
+    hosts: frozenset[str] = frozenset()
 
 
 def _broken(path: Path, line: int, what: str) -> ProvisionError:
@@ -60,16 +61,17 @@ def _imported(entry: dict[str, yaml.Node]) -> str:
     return next((str(entry[word].value) for word in IMPORT if word in entry), "")
 
 
-def _plays(path: Path) -> tuple[int, str]:
-    """Return how many plays a stage file holds and the host pattern of the one that follows `--batch`."""
-    count, batched = 0, ""
+def _plays(path: Path) -> tuple[int, str, frozenset[str]]:
+    """Return how many plays a stage file holds, the host pattern of the one with `--batch`, and all patterns."""
+    count, batched, hosts = 0, "", frozenset[str]()
     for _, entry in _entries(path):
         inner = _imported(entry)
-        plays, pattern = _plays(path.parent / inner) if inner else (1, "")
+        own = frozenset({str(entry["hosts"].value)} if "hosts" in entry else ())
+        plays, pattern, mine = _plays(path.parent / inner) if inner else (1, "", own)
         if "serial" in entry and BATCH_VARIABLE in str(entry["serial"].value):
             pattern = str(entry["hosts"].value)
-        count, batched = count + plays, batched or pattern
-    return count, batched
+        count, batched, hosts = count + plays, batched or pattern, hosts | mine
+    return count, batched, hosts
 
 
 def _comment_above(lines: list[str], line: int) -> str:
@@ -94,8 +96,8 @@ def read(order: Path) -> tuple[Stage, ...]:
         path = (order.parent / target).resolve()
         if not path.is_file():
             raise _broken(order, line + 1, f"imports {target}, which is not there")
-        plays, batched = _plays(path)
-        found.append(Stage(path.stem, path, _comment_above(lines, line), plays, batched))
+        plays, batched, hosts = _plays(path)
+        found.append(Stage(path.stem, path, _comment_above(lines, line), plays, batched, hosts))
     return tuple(found)
 
 

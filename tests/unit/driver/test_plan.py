@@ -60,6 +60,26 @@ def test_options_choose_stages_and_the_rest_says_which_option_left_it_out(
 
 
 @pytest.mark.parametrize(
+    ("limit", "chosen"),
+    [
+        pytest.param("one", ["machines", "both"], id="a machine"),
+        pytest.param("one,two", ["machines", "both"], id="two"),
+        pytest.param("one,platform", ["machines", "both", "cluster"], id="the group of the control machine too"),
+        pytest.param("localhost", ["machines", "both", "cluster"], id="the control machine"),
+        pytest.param("all:!one", ["machines", "both", "cluster"], id="all but one"),
+        pytest.param("w*", ["machines", "both", "cluster"], id="a pattern, which is Ansible's to judge"),
+    ],
+)
+def test_a_limit_to_machines_leaves_out_what_is_done_from_the_control_machine_alone(
+    limit: str, chosen: list[str]
+) -> None:
+    hosts = {"machines": {"rke2"}, "both": {"localhost", "rke2"}, "cluster": {"platform"}}
+    order = [Stage(name, Path(f"/{name}.yml"), "", 1, "", frozenset(of)) for name, of in hosts.items()]
+    made = plan.make(order, plan.Request("deploy", limit=limit), {}, NOW)
+    assert [stage.name for stage in made.chosen] == chosen
+
+
+@pytest.mark.parametrize(
     ("request_", "said"),
     [
         pytest.param(plan.Request("deploy", only=("secnod",)), "Did you mean 'second'", id="unknown only"),
