@@ -13,8 +13,8 @@ import pytest
 
 from tests.lab.running import ROOT, Lab, difference, eventually
 
-# Tasks of the stages that make the cluster, a little fewer than there are. None is killed while Helm works: a chart that
-# is half installed is a person's to look at.
+# Tasks of the stages that make the cluster, a little fewer than there are. None is killed while Helm works:
+# what it leaves half installed is a person's to look at.
 TASKS = 100
 SEED = int(os.environ.get("METALHUB_SEED", time.time()))
 
