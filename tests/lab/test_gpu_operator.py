@@ -128,8 +128,9 @@ def test_a_runtime_class_that_is_gone_is_told(lab: Lab) -> None:
     try:
         recap = lab.play("--tags", "verify", playbooks=STAGE)
     finally:
-        lab.sh("umaster01", f"cat >/run/{NAME}.yaml <<'EOF'\n{yaml.safe_dump(kept)}EOF\n")
-        lab.kubectl("apply", "-f", f"/run/{NAME}.yaml", server="umaster01")
+        # A file of its own: what is in the other is taken away after these tests.
+        lab.sh("umaster01", f"cat >/run/{NAME}-class.yaml <<'EOF'\n{yaml.safe_dump(kept)}EOF\n")
+        lab.kubectl("apply", "-f", f"/run/{NAME}-class.yaml", server="umaster01")
     assert recap.status == 2
     assert "RuntimeClass nvidia is not there" in " ".join(recap.output.split())
 
