@@ -89,11 +89,14 @@ def test_the_lab_stays_small_beside_what_it_tests() -> None:
         files = [path for path in tree.tracked(*where) if path.suffix in suffixes]
         return sum(len(path.read_bytes().splitlines()) for path in files)
 
-    # Without its charts: they stand for upstream's and are as large as what of those our roles set.
     lab = lines(["molecule/lab"], {".py", ".go", ".sh", ".yml", ".j2"})
+    charts = lines(["molecule/lab"], {".yaml", ".tpl"})
     product = lines(["roles", "plugins", "scripts"], {".py", ".yml", ".yaml", ".j2"})
     assert lab > 0 and product > 0
     assert lab <= 0.35 * product, (
         f"molecule/lab has {lab} lines, {lab / product:.0%} of the {product} in roles, plugins, scripts; at most 35 %"
         "\n  fix: let kubeadm, etcdctl or a real component do what the lab does by itself"
     )
+    # Its charts take it above that (house-lab-size in docs/verification.yml): no further until upstream's stand there.
+    share = (lab + charts) / product
+    assert share <= 0.39, f"with its charts molecule/lab is at {share:.1%}; at most 39 %"

@@ -19,7 +19,7 @@ from tests.contract import tree
 PUBLIC_HOSTS = {
     "deb.debian.org", "security.debian.org", "archive.ubuntu.com",
     "docs.ansible.com", "docs.rke2.io", "github.com", "galaxy.ansible.com",
-    "get.helm.sh", "proxy.golang.org", "pypi.org", "registry.npmjs.org", "repo.maven.apache.org", "repo1.maven.org",
+    "get.helm.sh",
     "127.0.0.1", "localhost",
 }  # fmt: skip
 # What is read when something is built or installed, as opposed to what a site configures.
