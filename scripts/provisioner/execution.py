@@ -30,6 +30,7 @@ STOP_VARIABLE = "provision_stop_file"
 LOCK_VARIABLE = "provision_lock"
 UPGRADE_VARIABLE = "rke2_allow_upgrade"
 NEW_CLUSTER_VARIABLE = "rke2_bootstrap_cluster"
+REPORT_VARIABLE = "provision_report_file"
 VERIFY_TAG = "verify"
 CONTROL = "localhost"  # the control machine's name in every inventory
 
@@ -49,13 +50,17 @@ EXIT_CODES: dict[log.RunResult, ExitCode] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, the stages that took part in it in their order, and the failures that ended it."""
+    """How a run ended, the stages that took part in it in their order, and the failures that ended it.
+
+    report: what an operation's playbook wrote for whoever asked, or None.
+    """
 
     run_id: str
     result: log.RunResult
     seconds: float
     stages: tuple[log.StageFinished, ...]
     failures: tuple[log.TaskFailed, ...]
+    report: Any = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -74,7 +79,8 @@ class Execution:
         self._work = site.runs / self.run_id
         self._work.mkdir(mode=0o700, parents=True)
         self._stop_file = self._work / "stop"
-        self._watch = Watch(self._stop_file if request.verb == "deploy" else None)
+        self._report = self._work / "report.json"
+        self._watch = Watch(self._stop_file if request.changes else None)
         self._journal = log.Journal(path)
 
     def run(self, plan: Plan, expected: Mapping[str, float], resumed: Resumed | None = None) -> Outcome:
@@ -84,7 +90,7 @@ class Execution:
         """
         began = time.monotonic()
         result: log.RunResult = "broken"
-        message = ""
+        message, report = "", None
         recorder = Recorder(self._journal, self.console, self._watch, expected, len(plan.chosen))
         try:
             start = log.RunStarted(
@@ -100,6 +106,7 @@ class Execution:
             self._journal.append(start)
             with self._watch.installed(), self.console.progress():
                 result = self._run(plan.chosen, recorder)
+            report = json.loads(self._report.read_text(encoding="utf-8")) if self._report.exists() else None
         except ProvisionError as error:
             result = "refused" if error.exit_code == ExitCode.NOT_NOW else "broken"
             message = error.message
@@ -110,13 +117,13 @@ class Execution:
             self._journal.append(end)
             self._journal.close()
             shutil.rmtree(self._work, ignore_errors=True)
-        return Outcome(self.run_id, result, seconds, tuple(recorder.finished), tuple(recorder.failures))
+        return Outcome(self.run_id, result, seconds, tuple(recorder.finished), tuple(recorder.failures), report)
 
     def _run(self, stages: Sequence[Stage], recorder: Recorder) -> log.RunResult:
         rest: list[Section] = [(stage.name, stage.path, stage.plays) for stage in stages]
-        if self.request.verb == "deploy":
+        if self.request.changes:
             well = self._locked(rest, recorder)
-        elif self.request.verb == "check":
+        elif self.request.verb != "verify":
             well = self._stages(rest, recorder)
         else:
             well = True
@@ -168,11 +175,14 @@ class Execution:
         return well
 
     def _variables(self) -> dict[str, Any]:
-        if self.request.verb != "deploy":
-            return {}
+        told = dict(self.request.variables)
+        if self.request.verb not in ("check", "deploy", "verify"):
+            told[REPORT_VARIABLE] = str(self._report)
+        if not self.request.changes:
+            return told
         control = lock.control_id(self.site)
         holder = {"owner": lock.me(), "control": control, "run": self.run_id, "seconds": lock.SERVER_LOCK_SECONDS}
-        extra: dict[str, Any] = {STOP_VARIABLE: str(self._stop_file), LOCK_VARIABLE: holder}
+        extra: dict[str, Any] = told | {STOP_VARIABLE: str(self._stop_file), LOCK_VARIABLE: holder}
         if self.request.batch:
             extra[BATCH_VARIABLE] = list(self.request.batch)
         if self.request.allow_upgrade:

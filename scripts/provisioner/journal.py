@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
-from provisioner.plan import Past, Request, Resumed, Verb
+from provisioner.plan import Past, Request, Resumed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -187,10 +187,24 @@ def read(path: Path) -> Run | None:
     return run
 
 
-def runs(directory: Path, verb: Verb) -> list[Run]:
+def _verb(path: Path) -> str:
+    return path.stem.split("-", 1)[1].rpartition("-")[0]
+
+
+def _files(directory: Path, verb: str) -> list[Path]:
+    """Return the journals of a verb, newest first."""
+    return [path for path in sorted(directory.glob(f"*-{verb}-*.jsonl"), reverse=True) if _verb(path) == verb]
+
+
+def runs(directory: Path, verb: str) -> list[Run]:
     """Return the recorded runs of a verb, newest first."""
-    found = (read(path) for path in sorted(directory.glob(f"*-{verb}-*.jsonl"), reverse=True))
+    found = (read(path) for path in _files(directory, verb))
     return [run for run in found if run]
+
+
+def verbs(directory: Path) -> tuple[str, ...]:
+    """Return the verbs and operations of which a run is recorded, sorted."""
+    return tuple(sorted({_verb(path) for path in directory.glob("*-*-*.jsonl")}))
 
 
 class Journal:
@@ -220,7 +234,7 @@ class Journal:
         os.close(self._file)
 
 
-def new_run(directory: Path, verb: Verb, now: datetime) -> tuple[str, Path]:
+def new_run(directory: Path, verb: str, now: datetime) -> tuple[str, Path]:
     """Return a name for a run that starts `now` and the path of its file; names sort by time."""
     start = now.astimezone(UTC)
     run_id = f"{start:%Y%m%dT%H%M%S}.{start.microsecond // 1000:03}Z-{verb}-{secrets.token_hex(2)}"
@@ -232,9 +246,8 @@ def tidy(directory: Path) -> None:
 
     Only the holder of the site's lock may call this: it takes every run without an end for dead.
     """
-    verbs: tuple[Verb, ...] = ("check", "deploy", "verify")
-    for verb in verbs:
-        for path in sorted(directory.glob(f"*-{verb}-*.jsonl"), reverse=True)[KEPT:]:
+    for verb in verbs(directory):
+        for path in _files(directory, verb)[KEPT:]:
             path.unlink()
         for run in runs(directory, verb)[:1]:
             if run.end is None:

@@ -93,6 +93,41 @@ def _report(console: Console, request: plan.Request, site: Site, outcome: Outcom
     )
 
 
+def operate(
+    request: plan.Request,
+    site_name: str,
+    *,
+    playbook: str,
+    why: str,
+    then: str,
+    as_json: bool,
+    verbosity: int,
+) -> Outcome:
+    """Run an operation, a playbook of playbooks/operations, as one step; return how it ended and what it reported.
+
+    why: the reason to show. then: the command to type when it fails. The site's lock, the servers' lock where
+    it changes something, journal, progress and Ctrl-C are those of a deploy. The caller prints report and document.
+    """
+    where = project.find()
+    site = where.site(site_name)
+    inventory.check_files(site)
+    console = Console(as_json=as_json, verbosity=verbosity)
+    stage = stages.of_playbook(where.root / "playbooks" / "operations" / f"{playbook}.yml")
+    with lock.hold(site, request.verb):
+        log.tidy(site.journal)
+        past = log.runs(site.journal, request.verb)
+        steps = plan.Plan((plan.Step(stage, True, why),))
+        expected = log.durations(past)
+        limited = f" --limit {request.limit}" if request.limit else ""
+        console.plan(f"{request.verb} {site.name}{limited}", steps, expected, {})
+        outcome = Execution(where, site, request, console).run(steps, expected)
+    for failure in outcome.failures[:1]:
+        console.error(f"{failure.host} | {failure.task}: {failure.message}", then)
+    if outcome.result == "interrupted" and not outcome.failures:
+        console.error("stopped as asked; what was begun is finished by the next run", then)
+    return outcome
+
+
 def launch(request: plan.Request, site_name: str, *, as_json: bool, verbosity: int, resume: bool = False) -> int:
     """Plan a run, show it with its reasons, do it, and return the exit code.
 

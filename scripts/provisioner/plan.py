@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from provisioner import stages as stage_list
 from provisioner.errors import ProvisionError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from provisioner.stages import Stage
 
-Verb = Literal["check", "deploy", "verify"]
+LOOKING = ("check", "verify")  # of the stages; an operation says itself whether it changes anything
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class Request:
     """What the user asked for.
 
     only, start, until: names of stages. limit: a host pattern of Ansible. batch: sizes for `serial`.
-    new_cluster: the site's name, where a new cluster may be made although an old one may live.
+    new_cluster: the site's name, where a new cluster may be made although an old one may live. variables: what an
+    operation is told, nothing secret. looks: an operation that changes nothing.
     """
 
-    verb: Verb
+    verb: str
     only: tuple[str, ...] = ()
     start: str | None = None
     until: str | None = None
@@ -34,6 +35,13 @@ class Request:
     batch: tuple[int | str, ...] = ()
     allow_upgrade: bool = False
     new_cluster: str = ""
+    variables: dict[str, Any] = field(default_factory=dict)
+    looks: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Return whether the run may change the site, so that the servers have to know whose run it is."""
+        return self.verb not in LOOKING and not self.looks
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ def _told(past: Past, now: datetime) -> str:
     return f"{words.get(past.result, past.result)} {ago(past.at, now)}{where}"
 
 
-def _why(verb: Verb, past: Past | None, now: datetime) -> str:
+def _why(verb: str, past: Past | None, now: datetime) -> str:
     told = _told(past, now) if past else "never finished on this site"
     if verb == "check":
         return f"{told}; nothing will be changed"

@@ -101,6 +101,13 @@ def read(order: Path) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def of_playbook(path: Path) -> Stage:
+    """Return a playbook that is no stage of the platform, an operation, as the one stage of a run."""
+    plays, batched, hosts = _plays(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return Stage(path.stem, path, _comment_above(lines, _entries(path)[0][0]), plays, batched, hosts)
+
+
 def known(name: str, stages: Iterable[Stage]) -> str:
     """Return `name` if it is a stage; otherwise refuse it with the nearest known one."""
     names = [stage.name for stage in stages]

@@ -38,7 +38,8 @@ def known(where: Project, site: Site) -> dict[str, Any]:
     """Return what the journals know of a site: who runs now, the last run, what is unfinished, and every stage."""
     holder = lock.held_by(site)
     deploys, verifies = journal.runs(site.journal, "deploy"), journal.runs(site.journal, "verify")
-    every = sorted((*deploys, *verifies, *journal.runs(site.journal, "check")), key=lambda run: run.started.at)
+    found = (run for verb in journal.verbs(site.journal) for run in journal.runs(site.journal, verb)[:1])
+    every = sorted(found, key=lambda run: run.started.at)
     last = None
     if every:
         start, end = every[-1].started, every[-1].end
