@@ -104,3 +104,25 @@ def test_culling_stops_servers_and_removes_no_users(values: Any) -> None:
 
 def test_the_charts_own_settings_of_tornado_are_never_replaced(values: Any) -> None:
     assert "tornado_settings" not in values["hub"]["config"]["JupyterHub"]
+
+
+def test_nobody_talks_in_the_hubs_namespace_but_those_whom_a_policy_names() -> None:
+    deny, solver = decide("__jupyterhub_policies")
+    assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    assert solver["spec"]["podSelector"]["matchLabels"] == {"acme.cert-manager.io/http01-solver": "true"}
+
+
+def test_nobody_comes_into_keycloaks_namespace_but_to_the_login_and_keycloak_to_its_database() -> None:
+    policies = {
+        policy["metadata"]["name"]: policy["spec"] for policy in roles.decide("__keycloak_policies", "keycloak")
+    }
+    assert (policies["default-deny"]["podSelector"], policies["default-deny"]["ingress"]) == ({}, [])
+    labels = roles.decide("__keycloak_database_objects", "keycloak")[1]["spec"]["template"]["metadata"]["labels"]
+    database = policies["keycloak-database"]
+    assert database["podSelector"]["matchLabels"] == labels
+    [rule] = database["ingress"]
+    assert (rule["from"], rule["ports"]) == (
+        [{"podSelector": policies["keycloak"]["podSelector"]}],
+        [{"port": 5432, "protocol": "TCP"}],
+    )
+    assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policies["keycloak"]["ingress"]
