@@ -30,6 +30,18 @@ AUTHORITIES = Path.home() / f".kube/metalhub-{PARAMETERS['site_name']}-ca.pem"
 HOST = f"https://{PARAMETERS['site_host']}"
 HUB = f"{HOST}/jupyterhub/"
 # What a cell runs: a sum that stands nowhere in what was sent, and the devices that the container has.
+SHARING = ("playbooks/stages/storage.yml", "playbooks/stages/jupyterhub.yml")
+READ_AND_WRITE = """
+import json, pathlib
+def write(path):
+    try:
+        return pathlib.Path(path).write_text("x") and "written"
+    except OSError as error:
+        return error.strerror
+data = pathlib.Path("/datasets/images")
+said = {"read": (data / "one").read_text().strip(), "dataset": write(data / "two"), "scratch": write("/scratch/x")}
+print(json.dumps(said))
+"""
 # Which pod the hub is, and how often it began anew.
 HUB_POD = "-n jupyterhub get pods -l component=hub -o".split()
 HUB_POD += ["jsonpath={.items[*].metadata.uid}{.items[*].status.containerStatuses[*].restartCount}"]
@@ -310,6 +322,14 @@ def test_a_user_of_a_lost_worker_goes_on_elsewhere_with_the_same_home(
         done = lab.play("-e", f"rke2_lost_worker={node}", "-e", "rke2_lost_powered_off=true", playbooks=operation)
         assert done.status == 0, done.output[-3000:]
         eventually("the server of the lost worker is gone", lambda: pods(lab, user.name) == [], 60)
+        person.page.goto(f"{HUB}hub/home")
+
+        def forgotten() -> bool:
+            person.page.reload()
+            return person.sees("#start", "#stop") == "#start" and not person.sees("#stop")
+
+        # Until the hub has looked, every half minute, it sends people to the lost server, whose page only hangs.
+        person.until("the hub's knowledge", forgotten)
         again = log_in(user)
         assert again.run(again.spawn("gpu-1"), "print(open('nonce').read())").strip() == nonce
         print(f"from the operation to the home read: {time.monotonic() - began:.0f} s")
@@ -354,6 +374,36 @@ def test_the_seventh_server_with_four_gpus_waits_with_its_reason_and_the_hub_sta
     people[0].ask("DELETE", f"/jupyterhub/hub/api/users/{people[0].name}/server")
     eventually("the seventh runs", lambda: phases(late) == ["Running"], 120)
     assert lab.kubectl(*HUB_POD) == before
+
+
+@pytest.fixture
+def shared(lab: Lab) -> Iterator[str]:
+    """What a site says that shares data and gives scratch space, as extra variables; afterwards it has neither."""
+    path = "/srv/nfs/nfs.lab.test/images"
+    lab.sh("uworker01", f"mkdir -p {path} && echo nonce >{path}/one")
+    dataset = {"name": "images", "server": "nfs.lab.test", "path": "/images"}
+    try:
+        yield json.dumps({"site_datasets": [dataset], "jupyterhub_scratch_size": "1Gi"})
+    finally:
+        recap = lab.play(playbooks=SHARING)
+        lab.kubectl("-n", "jupyterhub", "delete", "pvc", "dataset-images", "--ignore-not-found", "--wait=false")
+        lab.kubectl("delete", "pv", "dataset-images", "--ignore-not-found", "--wait=false")
+        lab.sh("uworker01", f"rm -r {path}")
+    assert recap.status == 0, recap.output[-3000:]
+
+
+@pytest.mark.shard("platform")
+@pytest.mark.proves("storage-datasets")
+def test_servers_read_shared_data_and_write_only_to_scratch_and_a_second_run_changes_nothing(
+    account: MakeAccount, log_in: LogIn, lab: Lab, shared: str
+) -> None:
+    recap = lab.play("-e", shared, playbooks=SHARING)
+    assert recap.status == 0, recap.output[-3000:]
+    again = lab.play("-e", shared, playbooks=SHARING)
+    assert (again.status, again.changed) == (0, {}), again.output[-3000:]
+    person = log_in(account("labuser", parameter("site_user_group")))
+    said = person.run(person.spawn("cpu"), READ_AND_WRITE)
+    assert json.loads(said) == {"read": "nonce", "dataset": "Read-only file system", "scratch": "written"}
 
 
 def refused(person: Visitor) -> None:
