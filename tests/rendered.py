@@ -86,7 +86,7 @@ class Chart:
 
 def _released(role: Path, site: str, inputs: dict[str, Any]) -> Iterator[Chart]:
     for task in tree.role_tasks(role):
-        if not task.module.endswith(".import_role") or task.args["name"] != "helm_release":
+        if not task.module.endswith(".import_role") or task.args != {"name": "helm_release"}:
             continue
         when = task.data.get("when", True)
         conditions = when if isinstance(when, list) else [when]

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from build import COMPONENTS, HERE, cached, digest, kubernetes, pause, program, run, tools
+from build import COMPONENTS, HERE, cached, digest, go_built, kubernetes, program, run, tools
 
 REPOSITORY = "docker.io/lab"
 CNI_PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "tuning")
@@ -72,44 +72,30 @@ def tar_layer(entries: Iterable[Entry]) -> bytes:
 
 def image_archive(target: Path, images: dict[str, tuple[list[bytes], list[str]]]) -> None:
     """Write a zstd-compressed docker archive; images (name -> layers, entry point) share equal layers."""
-    plain = target.with_suffix(".tar")
-    manifest: list[dict[str, Any]] = []
-    with tarfile.open(plain, "w") as archive:
-
-        def add(name: str, data: bytes) -> None:
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(data), 0o644
-            archive.addfile(info, io.BytesIO(data))
-
-        names: dict[str, str] = {}
-        groups: dict[str, dict[str, Any]] = {}
-        for reference, (layers, entrypoint) in images.items():
-            hashes = [hashlib.sha256(layer).hexdigest() for layer in layers]
-            for value, layer in zip(hashes, layers, strict=True):
-                if value not in names:
-                    names[value] = f"{value}/layer.tar"
-                    add(names[value], layer)
-            config = {
-                "architecture": "amd64",
-                "os": "linux",
-                "created": "1970-01-01T00:00:00Z",
-                "config": {
-                    "Entrypoint": entrypoint,
-                    # A HelmChart's job must not run as root, and the kubelet takes the image's word for it.
-                    "User": "1000" if entrypoint == ["/entry"] else "",
-                    "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-                },
-                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{value}" for value in hashes]},
-            }
-            data = json.dumps(config, sort_keys=True).encode()
-            name = f"{hashlib.sha256(data).hexdigest()}.json"
-            if name not in groups:
-                add(name, data)
-                groups[name] = {"Config": name, "RepoTags": [], "Layers": [names[value] for value in hashes]}
-                manifest.append(groups[name])
-            groups[name]["RepoTags"].append(reference)
-        add("manifest.json", json.dumps(manifest).encode())
-    subprocess.run(["zstd", "-q", "-f", "-T0", "-3", "--rm", plain, "-o", target], check=True)
+    entries: dict[str, Entry] = {}
+    manifest: dict[str, dict[str, Any]] = {}
+    for reference, (layers, entrypoint) in images.items():
+        hashes = [hashlib.sha256(layer).hexdigest() for layer in layers]
+        entries |= {value: (f"{value}/layer.tar", layer, 0o644) for value, layer in zip(hashes, layers, strict=True)}
+        config = {
+            "architecture": "amd64",
+            "os": "linux",
+            "created": "1970-01-01T00:00:00Z",
+            "config": {
+                "Entrypoint": entrypoint,
+                # A HelmChart's job must not run as root, and the kubelet takes the image's word for it.
+                "User": "1000" if entrypoint == ["/entry"] else "",
+                "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            },
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{value}" for value in hashes]},
+        }
+        data = json.dumps(config, sort_keys=True).encode()
+        name = f"{hashlib.sha256(data).hexdigest()}.json"
+        entries[name] = (name, data, 0o644)
+        about = {"Config": name, "RepoTags": [], "Layers": [entries[value][0] for value in hashes]}
+        manifest.setdefault(name, about)["RepoTags"].append(reference)
+    entries["manifest"] = ("manifest.json", json.dumps(list(manifest.values())).encode(), 0o644)
+    run("zstd", "-q", "-f", "-T0", "-3", "-", "-o", target, input=tar_layer(entries.values()), text=False)
 
 
 def base_layer() -> bytes:
@@ -141,9 +127,9 @@ def artifacts(release: str) -> Path:
     """The directory of upstream-named files of one release of lab RKE2."""
     binary = kubernetes(release)
     programs = {name: program(name) for name in COMPONENTS["programs"]}
-    root = tools()
+    root, pause = tools(), go_built("pause", HERE / "go/pause")
     ours = [HERE / name for name in ("rke2", "units", "canal", "charts", "helm", "artifacts.py")]
-    key = digest(*ours, *(path.name for path in (binary, root, pause(), *programs.values())))
+    key = digest(*ours, *(path.name for path in (binary, root, pause, *programs.values())))
     tag = release.replace("+", "_")
 
     def make(target: Path) -> None:
@@ -196,7 +182,7 @@ def artifacts(release: str) -> Path:
         core: dict[str, tuple[list[bytes], list[str]]] = {}
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "etcd"):
             core[f"{REPOSITORY}/{name}:{tag}"] = ([base, kube], [])
-        core[f"{REPOSITORY}/pause:1"] = ([tar_layer([("pause", pause(), 0o755)])], ["/pause"])
+        core[f"{REPOSITORY}/pause:1"] = ([tar_layer([("pause", pause, 0o755)])], ["/pause"])
         core[f"{REPOSITORY}/coredns:1"] = ([tar_layer([("coredns", programs["coredns"], 0o755)])], ["/coredns"])
         helm = [("usr/local/bin/helm", programs["helm"], 0o755), ("entry", HERE / "helm/entry.sh", 0o755)]
         core[f"{REPOSITORY}/klipper-helm:1"] = ([base, tar_layer(helm)], ["/entry"])

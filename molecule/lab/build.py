@@ -16,6 +16,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -127,6 +128,7 @@ GO_SETTINGS = {
     "GOFLAGS": "-buildvcs=false -modcacherw",
     "GOTOOLCHAIN": "auto",
 }
+GO_FLAGS = ("-trimpath", "-ldflags", "-s -w")
 
 
 def go_command() -> str:
@@ -181,41 +183,33 @@ def kubernetes(release: str) -> Path:
     )
 
     def make(target: Path) -> None:
-        work = CACHE / f".src-{minor}"
-        remove(work)
-        work.mkdir()
-        for name, path in (
-            ("main.go", source / "main.go"),
-            ("go.mod", source / f"{minor}.mod"),
-            ("go.sum", source / f"{minor}.sum"),
-        ):
-            shutil.copy(path, work / name)
-        go(f"kubernetes-{release}", "build", "-trimpath", "-ldflags", flags, "-o", str(target), ".", cwd=work)
-        remove(work)
+        words = ("-modfile", f"{minor}.mod", "-trimpath", "-ldflags", flags, "-o", str(target), ".")
+        go(f"kubernetes-{release}", "build", *words, cwd=source)
 
     return cached(f"kubernetes-{release}", digest(source / "main.go", source / f"{minor}.mod", flags), make)
 
 
-def program(name: str) -> Path:
-    """One Go program from the components' list."""
-    package = COMPONENTS["programs"][name]
+def go_installed(name: str, package: str) -> Path:
+    """The program of a package@version."""
 
     def make(target: Path) -> None:
-        scratch = CACHE / ".gobin"
-        go(name, "install", "-trimpath", "-ldflags", "-s -w", package, GOBIN=str(scratch))
-        (scratch / name).rename(target)
+        with TemporaryDirectory(dir=CACHE, prefix=".gobin-") as scratch:
+            go(name, "install", *GO_FLAGS, package, GOBIN=scratch)
+            (made,) = Path(scratch).iterdir()
+            made.rename(target)
 
     return cached(name, digest(package), make)
 
 
-def pause() -> Path:
-    """The sandbox program, from this project's own source."""
-    source = HERE / "go/pause"
-    return cached(
-        "pause",
-        digest(source),
-        lambda target: go("pause", "build", "-trimpath", "-ldflags", "-s -w", "-o", str(target), ".", cwd=source),
-    )
+def go_built(name: str, source: Path) -> Path:
+    """The program of a module of this project's own."""
+    key = digest("module", source.resolve())
+    return cached(name, key, lambda target: go(name, "build", *GO_FLAGS, "-o", str(target), ".", cwd=source))
+
+
+def program(name: str) -> Path:
+    """One Go program from the components' list."""
+    return go_installed(name, COMPONENTS["programs"][name])
 
 
 def debian(name: str, packages: list[str], *options: str) -> Path:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import urllib.request
 from concurrent.futures import Future, ThreadPoolExecutor
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,18 +44,13 @@ UPSTREAM = "https://github.com/rancher/rke2/releases/download"
 
 def fetch(source: str, release: str, name: str, target: Path) -> None:
     """Bring one file of a release from a directory or URL laid out as <release>/<file>."""
-    if "://" in source:
-        url = f"{source}/{quote(release, safe='')}/{name}"
-        try:
-            with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as sink:  # noqa: S310
-                shutil.copyfileobj(answer, sink, 1 << 20)
-        except OSError as error:
-            sys.exit(f"lab: {url} cannot be had: {error}; mend LAB_RKE2_SOURCE or the connection")
-    else:
-        path = Path(source, release, name)
-        if not path.is_file():
-            sys.exit(f"lab: {path} is missing; LAB_RKE2_SOURCE is a directory or URL with <release>/<file>")
-        shutil.copyfile(path, target)
+    base = source if "://" in source else Path(source).absolute().as_uri()
+    url = f"{base}/{quote(release, safe='')}/{name}"
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as sink:  # noqa: S310
+            shutil.copyfileobj(answer, sink, 1 << 20)
+    except OSError as error:
+        sys.exit(f"lab: {url} cannot be had: {error}; LAB_RKE2_SOURCE is a directory or URL with <release>/<file>")
 
 
 def upstream(release: str, source: str) -> Path:
@@ -69,9 +63,7 @@ def upstream(release: str, source: str) -> Path:
         sums = {words[1].lstrip("*"): words[0] for words in lines if len(words) == 2}
         for name in UPSTREAM_FILES:
             fetch(source, release, name, target / name)
-            with (target / name).open("rb") as file:
-                seen = file_digest(file, "sha256").hexdigest()
-            if seen != sums.get(name):
+            if (seen := images.sha256(target / name)) != sums.get(name):
                 sys.exit(f"lab: {name} of {release} from {source}: sha256 is {seen}, {SUMS} says {sums.get(name)}")
 
     return cached(f"upstream-{release}", digest(source), make)

@@ -16,7 +16,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from typing import Any
 import yaml
 
 import build
-from build import HERE, cached, debian, digest, go, remove, run, say
+from build import HERE, cached, debian, digest, go_built, go_installed, remove, run, say
 
 PLATFORM = HERE / "platform"
 KEYS = frozenset("debian pip npm maven programs files run user entrypoint command env workdir".split())
@@ -93,29 +92,10 @@ def place(reference: str) -> tuple[str, str]:
     return (path if slash else f"library/{path}"), tag
 
 
-class Sink:
-    """Compresses what is written to it and tells the digests of both sides."""
-
-    def __init__(self, target: Path) -> None:
-        self.target, self.seen, self.size = target, hashlib.sha256(), 0
-        words = ["zstd", "-q", "-f", "-T0", "-6", "-", "-o", str(target)]
-        self.child = subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=build.HELD)
-
-    def write(self, data: bytes) -> int:
-        """Take some bytes of the archive."""
-        self.seen.update(data)
-        assert self.child.stdin  # noqa: S101  (it was asked for)
-        return self.child.stdin.write(data)
-
-    def end(self) -> dict[str, Any]:
-        """Finish the blob and return what is to be known of it."""
-        assert self.child.stdin  # noqa: S101
-        self.child.stdin.close()
-        if self.child.wait():
-            sys.exit(f"lab: zstd ended with {self.child.returncode}; is the disk full?")
-        with self.target.open("rb") as file:
-            sealed = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"digest": sealed, "diff": self.seen.hexdigest(), "size": self.target.stat().st_size}
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def owned(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -130,10 +110,13 @@ def layer(name: str, key: str, fill: Callable[[tarfile.TarFile], None]) -> Layer
 
     def make(target: Path) -> None:
         target.mkdir()
-        sink = Sink(target / "blob")
-        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+        plain, blob = target / "plain", target / "blob"
+        with tarfile.open(plain, "w", format=tarfile.PAX_FORMAT) as archive:
             fill(archive)
-        (target / "layer.json").write_text(json.dumps(sink.end()))
+        run("zstd", "-q", "-T0", "-6", plain, "-o", blob)
+        about = {"digest": sha256(blob), "diff": sha256(plain), "size": blob.stat().st_size}
+        plain.unlink()
+        (target / "layer.json").write_text(json.dumps(about))
 
     # The key twice: each layer has a name of its own, or `cached` would keep two of all layers of a kind.
     made = cached(f"layer-{name}-{key[:8]}", key, make)
@@ -228,19 +211,10 @@ def maven_layer(coordinates: str) -> Layer:
 
     def fill(archive: tarfile.TarFile) -> None:
         with scratch() as where:
-            plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
-            words = (f"-Dartifact={coordinates}", f"-DoutputDirectory={where}/got", f"-Dmaven.repo.local={where}/m2")
+            plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack"
+            words = (f"-Dartifact={coordinates}", f"-DoutputDirectory={where}/all", f"-Dmaven.repo.local={where}/m2")
             # It explains failures on its standard output.
-            run("mvn", "-B", "-q", plugin, *words, stderr=subprocess.STDOUT)
-            for file in (where / "got").iterdir():
-                if file.suffix != ".zip":
-                    shutil.move(file, where / "all" / file.name)
-                    continue
-                with zipfile.ZipFile(file) as packed:
-                    for info in packed.infolist():
-                        path = Path(packed.extract(info, where / "all"))
-                        if mode := info.external_attr >> 16 & 0o777:
-                            path.chmod(mode)
+            run("mvn", "-B", "-q", plugin, *words, cwd=where, stderr=subprocess.STDOUT)
             top = list((where / "all").iterdir())
             add_tree(archive, top[0] if len(top) == 1 and top[0].is_dir() else where / "all", f"opt/{artifact}")
 
@@ -249,26 +223,11 @@ def maven_layer(coordinates: str) -> Layer:
 
 def go_program(name: str, source: str, directory: Path) -> Path:
     """A Go program: of a package@version, or of the module in a directory beside the recipe."""
-    flags = ("-trimpath", "-ldflags", "-s -w")
     if "@" in source:
-
-        def make(target: Path) -> None:
-            with scratch() as where:
-                go(name, "install", *flags, source, GOBIN=str(where))
-                made = list(where.iterdir())
-                if len(made) != 1:
-                    sys.exit(f"lab: {source} made {len(made)} programs instead of one")
-                shutil.move(made[0], target)
-
-        return cached(f"go-{name}-{digest(source)[:8]}", digest(source), make)
-    module = directory / source
-    if not (module / "go.mod").is_file():
+        return go_installed(f"go-{name}-{digest(source)[:8]}", source)
+    if not (directory / source / "go.mod").is_file():
         sys.exit(f"lab: {directory}/images.yml: {name}: {source} is no package@version and no directory with a go.mod")
-    return cached(
-        f"go-{name}",
-        digest("module", module),
-        lambda target: go(name, "build", *flags, "-o", str(target), ".", cwd=module),
-    )
+    return go_built(f"go-{name}", directory / source)
 
 
 def programs_layer(programs: Mapping[str, str], directory: Path) -> Layer:
@@ -353,8 +312,7 @@ def image(reference: str, directory: Path, recipe: Recipe) -> tuple[list[Layer],
     paths, env = PATHS, {}
     if "debian" in recipe:
         layers += debian_layers(recipe["debian"] or [])
-    wanted = recipe.get("maven") or []
-    unpacked = [maven_layer(one) for one in ([wanted] if isinstance(wanted, str) else wanted)]
+    unpacked = [maven_layer(recipe["maven"])] if recipe.get("maven") else []
     if recipe.get("npm"):
         layers.append(npm_layer(recipe["npm"]))
         paths = f"/opt/npm/node_modules/.bin:{paths}"

@@ -66,7 +66,8 @@ options:
   wait:
     description:
       - Ask until the service is active, every node of C(nodes) is Ready at C(version), and every one of C(voters) votes
-        in etcd, for C(stable) seconds without a break; C(seconds) is the deadline.
+        in etcd, and none of C(gone) is known any more, for C(stable) seconds without a break; C(seconds) is the
+        deadline. A server's API is of that version too.
     type: dict
     suboptions:
       seconds:
@@ -91,6 +92,11 @@ options:
         type: list
         elements: str
         default: []
+      gone:
+        description: Names of nodes that must be neither in the cluster nor in etcd; only a server can tell.
+        type: list
+        elements: str
+        default: []
 """
 
 EXAMPLES = r"""
@@ -110,7 +116,7 @@ running_version:
   returned: always
   type: str
 service:
-  description: What systemd says of the service (active, sub, enabled, since).
+  description: What systemd says of the service (active, sub, enabled, since; C(age), the seconds it has been active).
   returned: always
   type: dict
 other_service_active:
@@ -150,6 +156,16 @@ certificates:
   description: End of validity by file, in seconds since the epoch.
   returned: always
   type: dict
+leaf_certificates:
+  description:
+    - Those of C(certificates) that are no authority's, by file. C(expires) is the end of validity in seconds since the
+      epoch, C(age) for how many seconds the file has been there.
+  returned: always
+  type: dict
+token_kept:
+  description: Whether RKE2 itself has stored O(token) as the cluster's, in the file C(server/token) of a server.
+  returned: always
+  type: bool
 sysctls:
   description: The kernel parameters asked for, name to value; one that the kernel lacks is empty.
   returned: always
@@ -209,6 +225,7 @@ KUBECONFIG = "/etc/rancher/rke2/rke2.yaml"
 STARTED = "/run/rke2-started.sha256"
 BANNER = "# Written by metalhub.platform"
 VERSION = re.compile(r"v\d+\.\d+\.\d+[+-]rke2r\d+")
+AUTHORITY = re.compile(r"(^|-)ca(\.nochain)?\.crt$")
 # An error of the kubelet's, whose time and thread say nothing here.
 KUBELET = re.compile(r"[EF]\d{4} \S+ +\d+ [^\]]*\] ")
 DECISIVE = re.compile(
@@ -251,11 +268,14 @@ def unit(name: str) -> dict[str, Any]:
     asked = "ActiveState,SubState,UnitFileState,ActiveEnterTimestampMonotonic,NRestarts"
     listing = output("systemctl", "show", name, "-p", asked)
     fields = dict(line.split("=", 1) for line in listing.splitlines() if "=" in line)
+    since = int(fields.get("ActiveEnterTimestampMonotonic") or 0) // 1000000
+    active = fields.get("ActiveState", "")
     return {
-        "active": fields.get("ActiveState", ""),
+        "active": active,
+        "age": int(time.monotonic()) - since if active == "active" else 0,
         "sub": fields.get("SubState", ""),
         "enabled": fields.get("UnitFileState") == "enabled",
-        "since": int(fields.get("ActiveEnterTimestampMonotonic") or 0) // 1000000,
+        "since": since,
         "restarts": int(fields.get("NRestarts") or 0),
     }
 
@@ -292,8 +312,7 @@ def ask_peer(address: str, token: str | None, user: str) -> str:
             connection.request("GET", "/ping")
             connection.getresponse().read()
             return "listening"
-        secret = token.split("::", 1)[-1].split(":", 1)[-1] if token.startswith("K10") else token
-        basic = base64.b64encode(f"{user}:{secret}".encode()).decode()
+        basic = base64.b64encode(f"{user}:{secret_part(token)}".encode()).decode()
         connection.request("GET", "/v1-rke2/readyz", headers={"Authorization": "Basic " + basic})
         status = connection.getresponse().status
         return {200: "ready", 401: "refused", 403: "refused"}.get(status, "listening")
@@ -336,6 +355,39 @@ def ask_api(kubeconfig: str, path: str) -> dict[str, Any]:
         return {}
 
 
+def etcd_members(data_dir: str) -> list[str]:
+    """Return the names of etcd's members as this server's own tells them; raises OSError when it does not answer."""
+    tls = data_dir + "/server/tls/etcd/"
+    context = ssl.create_default_context(cafile=tls + "server-ca.crt")
+    context.load_cert_chain(tls + "client.crt", tls + "client.key")
+    connection = http.client.HTTPSConnection("127.0.0.1", 2379, context=context, timeout=8)
+    try:
+        connection.request("POST", "/v3/cluster/member/list", "{}")
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise OSError(f"etcd answers {answer.status}")
+        return [str(member.get("name", "")) for member in json.loads(answer.read())["members"]]
+    except (ValueError, KeyError, http.client.HTTPException) as error:
+        raise OSError(str(error)) from error
+    finally:
+        connection.close()
+
+
+def still_known(gone: list[str], nodes: dict[str, Any], data_dir: str) -> list[str]:
+    """Return, in words, what still knows nodes that are to be gone. A member has its node's name and a random tail."""
+    if not gone:
+        return []
+    try:
+        members = etcd_members(data_dir)
+    except OSError as error:
+        return [f"etcd does not tell its members: {error}"]
+    lacks = [f"node {name} is still in the cluster" for name in gone if name in nodes]
+    for name in gone:
+        tail = re.compile(re.escape(name) + "(-[0-9a-f]{8})?")
+        lacks += [f"{member} is still a member of etcd" for member in members if tail.fullmatch(member)]
+    return lacks
+
+
 def cluster_nodes(data_dir: str, names: list[str]) -> dict[str, Any]:
     """Return the cluster's nodes as this node may see them (a server: all, an agent: itself); empty without an API."""
     own = data_dir + "/agent/kubelet.kubeconfig"
@@ -368,6 +420,20 @@ def certificates(data_dir: str) -> dict[str, int]:
         if line.startswith("notAfter="):
             found[path] = int(ssl.cert_time_to_seconds(line.strip().split("=", 1)[1]))
     return found
+
+
+def leaves(certificates: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Return end of validity and age of the certificates that a rotation makes anew."""
+    return {
+        path: {"expires": end, "age": int(time.time() - os.stat(path).st_mtime)}
+        for path, end in certificates.items()
+        if not AUTHORITY.search(os.path.basename(path))
+    }
+
+
+def secret_part(token: str) -> str:
+    """Return what of a token is secret: its part behind the hash of a cluster and the name of a user."""
+    return token.split("::", 1)[-1].split(":", 1)[-1] if token.startswith("K10") else token
 
 
 def sysctl(name: str) -> str:
@@ -407,7 +473,7 @@ def chart_configs(data_dir: str) -> list[str]:
     return [os.path.basename(path)[: -len("-config.yaml")] for path in found if text(path).startswith(BANNER)]
 
 
-def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
+def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any], served: str = "") -> list[str]:
     """Return, in words, what keeps the node from being healthy; empty when nothing does."""
     lacks = []
     if service["active"] != "active":
@@ -420,6 +486,9 @@ def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any]
             lacks.append(f"node {name} is not Ready")
         elif wait["version"] and node["version"] != wait["version"]:
             lacks.append(f"node {name} runs {node['version']}")
+    # The API server is a pod, which may follow the kubelet's new release only later.
+    if served and wait["version"] and served != wait["version"]:
+        lacks.append(f"the API of this server is still {served}")
     lacks += [f"node {name} does not vote in etcd" for name in wait["voters"] if not nodes.get(name, {}).get("voter")]
     return lacks
 
@@ -457,6 +526,7 @@ def main() -> None:
                     "version": {"type": "str", "default": ""},
                     "nodes": {"type": "list", "elements": "str", "default": []},
                     "voters": {"type": "list", "elements": "str", "default": []},
+                    "gone": {"type": "list", "elements": "str", "default": []},
                 },
             },
         },
@@ -471,7 +541,8 @@ def main() -> None:
         while True:
             service = unit(name)
             nodes = cluster_nodes(data_dir, wait["nodes"]) if service["active"] == "active" else {}
-            lacks = missing(wait, service, nodes)
+            served = ask_api(KUBECONFIG, "/version").get("gitVersion", "") if nodes and kind == "server" else ""
+            lacks = missing(wait, service, nodes, served) or still_known(wait["gone"], nodes, data_dir)
             now = time.time()
             good_since = None if lacks else (good_since or now)
             if good_since is not None and now - good_since >= wait["stable"]:
@@ -489,6 +560,8 @@ def main() -> None:
         seen = service["active"] == "active" and (kind == "server" or own)
         nodes = cluster_nodes(data_dir, [own] if own else []) if seen else {}
     program = next((path for path in PROGRAMS if os.path.exists(path)), "")
+    token, found = module.params["token"], certificates(data_dir) if module.params["certificates"] else {}
+    stored = secret_part(text(data_dir + "/server/token").strip())
     join = re.search(r"^server:\s*[\"']?([^\"'\s]+)", text(CONFIG + ".d/90-join.yaml"), re.M)
     result.update(
         installed_version=full_version(output(program, "--version")) if program else "",
@@ -499,7 +572,7 @@ def main() -> None:
         joined=os.path.exists(data_dir + "/agent/kubelet.kubeconfig"),
         join_url=join.group(1) if join else "",
         digest={"now": digest(module.params["watched"]), "started": (text(STARTED).split() or [""])[0]},
-        peers=ask_peers(module.params["peers"], module.params["token"], user),
+        peers=ask_peers(module.params["peers"], token, user),
         images=sorted(os.path.basename(path) for path in glob.glob(data_dir + "/agent/images/*.tar*")),
         nodes=nodes,
         sysctls={name: sysctl(name) for name in module.params["sysctls"]},
@@ -507,7 +580,9 @@ def main() -> None:
         staged={path: size(path) for path in sorted(glob.glob(module.params["staging"]))},
         etcd_account=etcd_account(),
         chart_configs=chart_configs(data_dir),
-        certificates=certificates(data_dir) if module.params["certificates"] else {},
+        certificates=found,
+        leaf_certificates=leaves(found),
+        token_kept=bool(token) and stored == secret_part(token),
     )
     module.exit_json(**result)
 

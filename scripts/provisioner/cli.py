@@ -9,7 +9,23 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from provisioner.commands import bundle, check, deploy, stages, status, verify
+from provisioner.commands import (
+    bundle,
+    check,
+    cluster,
+    deploy,
+    etcd,
+    node,
+    restore,
+    rotate,
+    schedule,
+    snapshot,
+    stages,
+    status,
+    support,
+    upgrade,
+    verify,
+)
 from provisioner.commands.options import JSON_KEY
 from provisioner.console import Console
 from provisioner.errors import ExitCode, ProvisionError, command
@@ -61,9 +77,20 @@ app = typer.Typer(
     help="Deploys, verifies and looks after a site.",
     epilog="Exit codes: 0 done, 1 a stage failed, 2 wrong use, 3 not now, 4 set-up broken, 5 unhealthy, 130 stopped.",
 )
-for verb in (stages.stages, check.check, deploy.deploy, verify.verify, status.status):
+for verb in (
+    stages.stages,
+    check.check,
+    deploy.deploy,
+    verify.verify,
+    status.status,
+    upgrade.upgrade,
+    upgrade.rollback,
+):
     app.command(verb.__name__)(verb)
-app.add_typer(bundle.app, name="bundle")
+app.command("restore")(restore.restore)
+app.command("support-bundle")(support.support_bundle)
+for group in (bundle, snapshot, node, cluster, rotate, etcd, schedule):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 STYLES = {
     "ok": "green",
+    "partly": "green",
     "failed": "bold red",
     "interrupted": "yellow",
     "skipped": "dim",

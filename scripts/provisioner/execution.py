@@ -11,18 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from provisioner import health, lock, runner
 from provisioner import journal as log
-from provisioner import lock, runner
 from provisioner.errors import ExitCode, ProvisionError, command
 from provisioner.recorder import Recorder, Watch
 from provisioner.rollout import BATCH_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from provisioner.console import Console
     from provisioner.plan import Plan, Request, Resumed
     from provisioner.project import Project, Site
+    from provisioner.rollout import Rollout
     from provisioner.stages import Stage
 
 # Variables that the playbooks get from here and from nowhere else; only extra variables reach `serial`.
@@ -36,10 +37,12 @@ CONTROL = "localhost"  # the control machine's name in every inventory
 
 LOCK = (None, Path(__file__).with_name("lock.yml"), 1)
 UNLOCK = (None, Path(__file__).with_name("unlock.yml"), 1)
+LOOK_SECONDS = 15.0  # between two looks at the health of the cluster
 Section = tuple[str | None, Path, int]  # stage or None for the driver's own, playbook, number of its plays
 
 EXIT_CODES: dict[log.RunResult, ExitCode] = {
     "ok": ExitCode.DONE,
+    "paused": ExitCode.DONE,
     "failed": ExitCode.FAILED,
     "unhealthy": ExitCode.UNHEALTHY,
     "interrupted": ExitCode.INTERRUPTED,
@@ -68,11 +71,27 @@ class Outcome:
         return EXIT_CODES[self.result]
 
 
-class Execution:
-    """One run of a verb on a site, whose lock the caller holds."""
+@dataclass(frozen=True)
+class _Part:
+    """What one call of Ansible does. wave: the number of the wave, 0 for what goes in none, and its hosts."""
 
-    def __init__(self, project: Project, site: Site, request: Request, console: Console) -> None:
+    sections: tuple[Section, ...]
+    wave: int = 0
+    hosts: tuple[str, ...] = ()
+    last: bool = True
+
+
+class Execution:
+    """One run of a verb on a site, whose lock the caller holds. rollout: stages that go in waves that are watched."""
+
+    def __init__(
+        self, project: Project, site: Site, request: Request, console: Console, rollout: Rollout | None = None
+    ) -> None:
         self.project, self.site, self.request, self.console = project, site, request, console
+        self.rollout = rollout
+        self._before: health.Health | None = None
+        self._waves_over: Mapping[str, Sequence[str]] = {}
+        self._paused = False
         self.run_id, path = log.new_run(site.journal, request.verb, datetime.now(UTC))
         self._calls = 0
         shutil.rmtree(site.runs, ignore_errors=True)  # what runs that were killed left
@@ -92,6 +111,8 @@ class Execution:
         result: log.RunResult = "broken"
         message, report = "", None
         recorder = Recorder(self._journal, self.console, self._watch, expected, len(plan.chosen))
+        if resumed:
+            self._before, self._waves_over = resumed.health, resumed.waves
         try:
             start = log.RunStarted(
                 run_id=self.run_id,
@@ -102,6 +123,7 @@ class Execution:
                 stages=tuple(stage.name for stage in plan.chosen),
                 resumes=resumed.run_id if resumed else None,
                 done=tuple(sorted(resumed.done)) if resumed else (),
+                versions=self.project.versions(self.site),
             )
             self._journal.append(start)
             with self._watch.installed(), self.console.progress():
@@ -120,7 +142,12 @@ class Execution:
         return Outcome(self.run_id, result, seconds, tuple(recorder.finished), tuple(recorder.failures), report)
 
     def _run(self, stages: Sequence[Stage], recorder: Recorder) -> log.RunResult:
-        rest: list[Section] = [(stage.name, stage.path, stage.plays) for stage in stages]
+        rest: list[Section] = []
+        for stage in stages:
+            own: list[tuple[Path, int]] = [(stage.path, stage.plays)]
+            if self.request.verb != "verify" and not self.request.looks:
+                own = [*stage.before, *own, *stage.after]
+            rest += [(stage.name, path, plays) for path, plays in own]
         if self.request.changes:
             well = self._locked(rest, recorder)
         elif self.request.verb != "verify":
@@ -133,29 +160,129 @@ class Execution:
                 rest = [section for section in rest if section[0] not in seen]
         if not well:
             return "unhealthy" if self.request.verb == "verify" else "failed"
-        return "interrupted" if self._watch.signals else "ok"
+        return "interrupted" if self._watch.signals else "paused" if self._paused else "ok"
 
     def _locked(self, stages: Sequence[Section], recorder: Recorder) -> bool:
         """Run the stages while the servers know whose run this is."""
         released = False
         try:
-            if self.request.limit is None:  # plays in the same call cost a fraction of a second, but obey --limit
+            if (
+                self.request.limit is None and self.rollout is None
+            ):  # plays in the same call cost a fraction of a second, but obey --limit
                 well = self._stages([LOCK, *stages, UNLOCK], recorder)
                 released = well and not self._watch.insists
             else:
                 self._call([LOCK], recorder, recorder.cancelled, limit=None)
-                well = self._stages(stages, recorder)
+                waves = self.rollout
+                well = self._in_waves(stages, recorder, waves) if waves else self._stages(stages, recorder)
         finally:
             if not released:
                 recorder.begin([])
                 self._call([UNLOCK], recorder, lambda: self._watch.signals > 2, limit=None)
         return well
 
-    def _stages(self, sections: Sequence[Section], recorder: Recorder) -> bool:
-        """Run playbooks in one call and return whether every stage ended well; a call that says nothing is raised."""
-        recorder.begin([(name, plays) for name, _, plays in sections])
+    def _parts(self, sections: Sequence[Section], rollout: Rollout) -> list[_Part]:
+        """Return the calls of Ansible that a rollout is: what comes between two stages in waves is one."""
+        parts: list[_Part] = []
+        for section in sections:
+            name, path, _ = section
+            waves = rollout.waves.get(name or "", ()) if path.stem == name else ()
+            for number, hosts in enumerate(waves, start=1):
+                parts.append(_Part((section,), number, hosts, number == len(waves)))
+            if not waves and parts and not parts[-1].wave:
+                parts[-1] = _Part((*parts[-1].sections, section))
+            elif not waves:
+                parts.append(_Part((section,)))
+        return parts
+
+    def _in_waves(self, sections: Sequence[Section], recorder: Recorder, rollout: Rollout) -> bool:
+        """Run stages, those in waves one wave a call, and stop where the cluster is less healthy than before."""
+        parts = self._parts(sections, rollout)
+        for name, hosts in self._waves_over.items():  # for the --resume after this one
+            self._journal.append(log.WaveFinished(stage=name, hosts=tuple(hosts)))
+        self._note_health()
+        if self._before is None:
+            self._before = self._look(recorder)
+            self._note_health()
+            if self._before is None:
+                self.console.note("The cluster does not answer yet: its health is watched from the first wave on.")
+        elif not self._steady(recorder, next((part.sections[0][0] or "" for part in parts if part.wave), ""), 0):
+            return False
+        for number, part in enumerate(parts):
+            stage = part.sections[0][0] or ""
+            if part.wave and set(part.hosts) <= set(self._waves_over.get(stage, ())):
+                continue
+            later = {name for other in parts[number + 1 :] for name, _, _ in other.sections}
+            well = self._stages(part.sections, recorder, hosts=part.hosts, partly=later)
+            if not well or self._watch.signals:
+                return well
+            if not part.wave:
+                continue
+            if not self._steady(recorder, stage, rollout.soak):
+                return False
+            if self._watch.signals:
+                return True
+            self._journal.append(log.WaveFinished(stage=stage, hosts=part.hosts))
+            self.console.note(
+                f"{stage}: wave {part.wave} is over ({', '.join(part.hosts)}), healthy as before", "green"
+            )
+            if part.wave == rollout.pause_after and not part.last:
+                self._paused = True
+                return True
+        return True
+
+    def _note_health(self) -> None:
+        if self._before is not None:
+            self._journal.append(log.HealthTaken(health=self._before))
+
+    def _look(self, recorder: Recorder) -> health.Health | None:
+        """Return how healthy the cluster is, or None when it does not answer."""
+        report = self._work / "health.json"
+        report.unlink(missing_ok=True)
+        recorder.begin([(None, 1)])
+        look = (None, self.project.root / "playbooks" / "operations" / "health.yml", 1)
+        self._call([look], recorder, recorder.cancelled, limit=None, told={REPORT_VARIABLE: str(report)})
+        return health.of(json.loads(report.read_text(encoding="utf-8"))) if report.exists() else None
+
+    def _steady(self, recorder: Recorder, stage: str, soak: float) -> bool:
+        """Watch the cluster until it was as healthy as before for `soak` seconds; return whether it came to that."""
+        began = time.monotonic()
+        looks: list[tuple[float, tuple[str, ...]]] = []
+        while not self._watch.signals:
+            self.console.task(name="watching the health of the cluster")
+            now = self._look(recorder)
+            if self._before is None and now is not None:
+                self._before = now
+                self._note_health()
+            faults = health.regressions(self._before, now) if self._before else ("the cluster does not answer",)
+            looks.append((time.monotonic() - began, faults))
+            verdict = health.judge(looks, soak, health.SETTLE_SECONDS)
+            if verdict == "steady":
+                return True
+            if verdict == "regressed":
+                seen = faults or next(seen for _, seen in reversed(looks) if seen)
+                recorder.regressed(stage, CONTROL, "less healthy than before: " + "; ".join(seen))
+                return False
+            until = time.monotonic() + LOOK_SECONDS
+            while time.monotonic() < until and not self._watch.signals:
+                time.sleep(min(0.2, LOOK_SECONDS))
+        return True
+
+    def _stages(
+        self,
+        sections: Sequence[Section],
+        recorder: Recorder,
+        hosts: Sequence[str] = (),
+        partly: Collection[str | None] = (),
+    ) -> bool:
+        """Run playbooks in one call and return whether every stage ended well; a call that says nothing is raised.
+
+        hosts: those of a wave. partly: stages of which later calls do more.
+        """
+        recorder.begin([(name, plays) for name, _, plays in sections], partly)
         # What belongs to no machine, the check of the site's files above all, is never left out.
-        limit = f"{self.request.limit},{CONTROL}" if self.request.limit else None
+        pattern = ",".join(hosts) or self.request.limit
+        limit = f"{pattern},{CONTROL}" if pattern else None
         done = self._call(sections, recorder, recorder.cancelled, limit=limit)
         well = recorder.finish()
         again = command("deploy", "--site", self.site.name, "--resume")
@@ -182,8 +309,9 @@ class Execution:
             return told
         control = lock.control_id(self.site)
         holder = {"owner": lock.me(), "control": control, "run": self.run_id, "seconds": lock.SERVER_LOCK_SECONDS}
+        holder |= {"journal": str(self._journal.path), "journals": log.COPIED}
         extra: dict[str, Any] = told | {STOP_VARIABLE: str(self._stop_file), LOCK_VARIABLE: holder}
-        if self.request.batch:
+        if self.request.batch and not self.rollout:  # a wave is a call
             extra[BATCH_VARIABLE] = list(self.request.batch)
         if self.request.allow_upgrade:
             extra[UPGRADE_VARIABLE] = True
@@ -192,7 +320,12 @@ class Execution:
         return extra
 
     def _call(
-        self, sections: Sequence[Section], recorder: Recorder, cancelled: Callable[[], bool], limit: str | None
+        self,
+        sections: Sequence[Section],
+        recorder: Recorder,
+        cancelled: Callable[[], bool],
+        limit: str | None,
+        told: Mapping[str, Any] | None = None,
     ) -> runner.RunResult:
         """Run playbooks in one call of Ansible; refused when another control machine has the site."""
         self._calls += 1
@@ -209,7 +342,7 @@ class Execution:
             limit=limit,
             tags=VERIFY_TAG if self.request.verb == "verify" else None,
             check=self.request.verb == "check",
-            extra_vars=self._variables(),
+            extra_vars=self._variables() | dict(told or {}),
             verbosity=self.console.verbosity,
             color=self.console.color,
         )

@@ -46,6 +46,21 @@ def _members(name: str, groups: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*group.get("hosts", ()), *inner]))
 
 
+PROTECTED = "site_protected"  # the one parameter that the driver obeys, not a role
+
+
+def protected(site: Site) -> bool:
+    """Return whether a site wants its name typed before it is changed."""
+    values = site.inventory / "group_vars"
+    for path in [*values.glob("all.y*ml"), *values.glob("all/**/*.y*ml")]:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found = {} if text.startswith("$ANSIBLE_VAULT") else yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506
+        said = str(found.get(PROTECTED, "")).lower() if isinstance(found, dict) else ""
+        if said not in ("", "no", "false", "off"):
+            return True
+    return False
+
+
 def check_files(site: Site) -> None:
     """Refuse a site with files that are no YAML, by file, line and column: Ansible's own words name no file."""
     faults = []

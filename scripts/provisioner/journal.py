@@ -13,7 +13,7 @@ import secrets
 import statistics
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, RootModel, ValidationError
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KEPT = 100  # files of each verb; older ones are deleted when a run starts
+COPIED = 50  # the newest that each server keeps, of all verbs
 DONE = ("ok", "skipped")
 
-StageResult = Literal["ok", "failed", "interrupted", "skipped"]
-RunResult = Literal["ok", "failed", "unhealthy", "interrupted", "refused", "broken", "died"]
+StageResult = Literal["ok", "partly", "failed", "interrupted", "skipped"]
+RunResult = Literal["ok", "paused", "failed", "unhealthy", "interrupted", "refused", "broken", "died"]
 
 
 class _Entry(BaseModel):
@@ -48,6 +49,7 @@ class RunStarted(_Entry):
     stages: tuple[str, ...] = Field(description="the stages it is going to run, in order")
     resumes: str | None = Field(default=None, description="the run it continues")
     done: tuple[str, ...] = Field(default=(), description="what that run, and those it continued, had finished")
+    versions: dict[str, str] = Field(default_factory=dict, description="what the site's files said was to be there")
 
 
 class StageStarted(_Entry):
@@ -79,7 +81,7 @@ class HostCounts(BaseModel):
 
 
 class StageFinished(_Entry):
-    """A stage ended; `skipped` means that it had no host or no task in this run."""
+    """A stage ended; `skipped` means that it had no host or no task in this run, `partly` that more waves follow."""
 
     event: Literal["stage_finished"] = "stage_finished"
     stage: str
@@ -94,6 +96,21 @@ class StageFinished(_Entry):
         return sum(counts.changed for counts in self.hosts.values())
 
 
+class WaveFinished(_Entry):
+    """A wave of a stage ended and the cluster is as healthy as before."""
+
+    event: Literal["wave_finished"] = "wave_finished"
+    stage: str
+    hosts: tuple[str, ...]
+
+
+class HealthTaken(_Entry):
+    """How healthy the cluster was before a rollout began."""
+
+    event: Literal["health_taken"] = "health_taken"
+    health: Any
+
+
 class RunFinished(_Entry):
     """The last line of a file; `died` is written by the next run for one that was killed."""
 
@@ -104,7 +121,7 @@ class RunFinished(_Entry):
     message: str = ""
 
 
-Entry = RunStarted | StageStarted | TaskFailed | StageFinished | RunFinished
+Entry = RunStarted | StageStarted | TaskFailed | StageFinished | WaveFinished | HealthTaken | RunFinished
 
 
 class Line(RootModel[Annotated[Entry, Field(discriminator="event")]]):
@@ -113,7 +130,10 @@ class Line(RootModel[Annotated[Entry, Field(discriminator="event")]]):
 
 @dataclass
 class Run:
-    """One run as its file tells it. finished: stage -> its end; failures: in the order in which they happened."""
+    """One run as its file tells it. finished: stage -> its end; failures: in the order in which they happened.
+
+    waves: stage -> hosts whose waves are over. health: of the cluster, before a rollout began.
+    """
 
     path: Path
     started: RunStarted
@@ -121,6 +141,8 @@ class Run:
     failures: list[TaskFailed] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     end: RunFinished | None = None
+    waves: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    health: Any = None
 
     @property
     def rest(self) -> tuple[str, ...]:
@@ -180,6 +202,10 @@ def read(path: Path) -> Run | None:
                 run.finished[entry.stage] = entry
             case TaskFailed():
                 run.failures.append(entry)
+            case WaveFinished():
+                run.waves[entry.stage] = (*run.waves.get(entry.stage, ()), *entry.hosts)
+            case HealthTaken():
+                run.health = entry.health
             case RunFinished():
                 run.end = entry
             case RunStarted():
@@ -256,6 +282,35 @@ def tidy(directory: Path) -> None:
                 journal.close()
 
 
+def adopt(directory: Path, copies: Mapping[str, str]) -> list[str]:
+    """Write copies that servers kept of other control machines' runs beside the own ones; return the names of new ones.
+
+    copies: name of a file -> its text. A copy is made before its run's end is written, so that is made up for.
+    """
+    fresh = []
+    for name, text in sorted(copies.items()):
+        path = directory / name
+        lines = entries(text.encode())
+        if path.exists() or path.name != name or not name.endswith(".jsonl") or not lines:
+            continue
+        if not isinstance(lines[0], RunStarted) or lines[0].run_id != path.stem:
+            continue
+        journal = Journal(path)
+        for entry in lines:
+            journal.append(entry)
+        run = read(path)
+        if run and run.end is None:
+            seconds = (lines[-1].at - lines[0].at).total_seconds()
+            result: RunResult = "failed" if run.failures else "interrupted" if run.rest else "ok"
+            message = "told by a server's copy"
+            journal.append(
+                RunFinished(result=result, exit_code=0 if result == "ok" else 1, seconds=seconds, message=message)
+            )
+        journal.close()
+        fresh.append(name)
+    return fresh
+
+
 def to_resume(deploys: Iterable[Run]) -> Run | None:
     """Return the newest run with stages left that no later run with the same or no limit has finished, or None.
 
@@ -274,7 +329,8 @@ def to_resume(deploys: Iterable[Run]) -> Run | None:
 def as_resumed(run: Run) -> Resumed:
     """Return what planning needs to know of the run to continue."""
     done = {*run.started.done, *run.started.stages} - set(run.rest)
-    return Resumed(run.started.run_id, frozenset(done), {name: past for name in run.rest if (past := run.past(name))})
+    rest = {name: past for name in run.rest if (past := run.past(name))}
+    return Resumed(run.started.run_id, frozenset(done), rest, run.waves, run.health)
 
 
 def last(found: Iterable[Run]) -> dict[str, Past]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from provisioner import inventory, lock, plan, project, rollout, stages
+from provisioner import inventory, lock, machines, plan, project, rollout, stages
 from provisioner import journal as log
 from provisioner.console import Console, count, span
-from provisioner.errors import ExitCode, ProvisionError, command
+from provisioner.errors import ExitCode, ProvisionError, command, nearest
 from provisioner.execution import Execution, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from provisioner.project import Project, Site
     from provisioner.stages import Stage
@@ -36,24 +37,96 @@ def _merge(request: plan.Request, run: log.Run) -> plan.Request:
         old,
         batch=request.batch or old.batch,
         allow_upgrade=request.allow_upgrade or old.allow_upgrade,
+        canary=request.canary or old.canary,
+        # One that was watched goes on to be watched; where it is to pause is said anew.
+        soak=next((soak for soak in (request.soak, old.soak) if soak is not None), 0 if old.staged else None),
+        pause_after=request.pause_after,
         new_cluster=request.new_cluster,  # never taken over: it destroys
     )
 
 
-def _ask_inventory(where: Project, site: Site, request: plan.Request, chosen: Sequence[Stage]) -> dict[str, str]:
-    """Refuse a limit that names nobody; return stage -> its waves in words. Without a question Ansible is not asked."""
-    if not request.limit and not request.batch:
+Waves = dict[str, tuple[tuple[str, ...], ...]]
+
+
+def _ask_inventory(where: Project, site: Site, request: plan.Request, chosen: Sequence[Stage]) -> Waves:
+    """Refuse a limit that names nobody; return stage -> its waves. Without a question Ansible is not asked."""
+    if not request.limit and not request.batch and not request.staged:
         return {}
     known = inventory.read(where, site)
     if request.limit:
         rollout.check_limit(request.limit, known.hosts, known.groups)
         return {}
-    found = {}
-    for stage in chosen:
-        if stage.batched in known.groups:
-            sizes = [str(len(wave)) for wave in rollout.waves(known.groups[stage.batched], request.batch)]
-            found[stage.name] = f"waves of {', '.join(sizes)}"
-    return found
+    groups = {stage.name: known.groups[stage.batched] for stage in chosen if stage.batched in known.groups}
+    if request.staged:
+        _check_waves(request, groups)
+    return {name: rollout.waves(hosts, request.batch, request.canary) for name, hosts in groups.items()}
+
+
+def _check_waves(request: plan.Request, groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuse what is asked of waves that there are not. groups: stage that goes in waves -> its hosts."""
+    again = "Leave --canary, --soak and --pause-after out"
+    if not groups:
+        raise ProvisionError("No stage of this run goes in waves.", f"{again}, or let a stage with --batch take part.")
+    hosts = [host for group in groups.values() for host in group]
+    if request.canary and request.canary not in hosts:
+        raise ProvisionError(
+            f"--canary {request.canary} is none of the hosts that go in waves.{nearest(request.canary, hosts)}",
+            f"Name one of: {', '.join(hosts)}",
+        )
+    many = max(len(rollout.waves(group, request.batch, request.canary)) for group in groups.values())
+    if request.pause_after >= many and request.pause_after:
+        raise ProvisionError(
+            f"--pause-after {request.pause_after}: of {count(many, 'wave')} none is left to pause before.",
+            "Make more of them: --batch 1,5,50%, or --canary HOST.",
+        )
+
+
+def _in_words(waves: Waves, request: plan.Request) -> dict[str, str]:
+    """Return stage -> its waves as the plan shows them."""
+    soak = f", {span(request.soak)} of health after each" if request.soak else ", health compared after each"
+    pause = f", pause after wave {request.pause_after}" if request.pause_after else ""
+    more = (soak if request.staged else "") + pause
+    return {name: f"waves of {', '.join(str(len(wave)) for wave in found)}{more}" for name, found in waves.items()}
+
+
+def confirm(site: Site, given: str, console: Console) -> None:
+    """Refuse to change a protected site until its name was typed: as --confirm, or here where somebody is."""
+    if given and given != site.name:
+        raise ProvisionError(
+            f"--confirm {given}: the site is {site.name}.", f"Give the name of the site that may change: {site.name}"
+        )
+    if given or not inventory.protected(site):
+        return
+    typed = ""
+    if sys.stdin.isatty() and sys.stderr.isatty() and not console.as_json:
+        console.note(f"{site.name} is protected. Type its name to change it:")
+        typed = sys.stdin.readline().strip()
+    if typed != site.name:
+        raise ProvisionError(
+            f"Site {site.name} is protected ({inventory.PROTECTED}) and its name was not given; nothing was done.",
+            f"Give it to the same command: --confirm {site.name}",
+        )
+
+
+def promote(where: Project, site: Site, other: str) -> None:
+    """Refuse versions that were not proven on another site, by what is recorded of it on this machine."""
+    before = where.site(other)
+    if before.name == site.name:
+        raise ProvisionError(f"--promote-from {other} is the site itself.", "Name the site that comes before it.")
+    changing = [verb for verb in log.verbs(before.journal) if verb != "verify"]
+    seen = []
+    for run in (run for verb in ("verify", *changing) for run in log.runs(before.journal, verb)):
+        asked = run.started.request
+        if run.started.request.verb == "verify" or asked.changes:
+            whole = not (asked.only or asked.start or asked.until or asked.limit)
+            result = run.end.result if run.end else "died"
+            seen.append(rollout.Seen(asked.verb, run.started.at, result, whole, run.started.versions))
+    reason = rollout.promotable(where.versions(site), seen)
+    if reason:
+        raise ProvisionError(
+            f"--promote-from {other}: the versions of {site.name} are not verified there: {reason}.",
+            f"Make it so: {command('verify', '--site', other)}",
+        )
 
 
 def _next(request: plan.Request, site: Site, outcome: Outcome) -> str:
@@ -67,12 +140,18 @@ def _next(request: plan.Request, site: Site, outcome: Outcome) -> str:
 
 
 def _report(console: Console, request: plan.Request, site: Site, outcome: Outcome, steps: plan.Plan) -> None:
-    well = outcome.result == "ok"
+    well = outcome.result in ("ok", "paused")
     changed = sum(end.changed for end in outcome.stages)
     counted = f"{changed} would change" if request.verb == "check" else f"{changed} changed"
     line = f"{request.verb} {site.name}: {outcome.result}, {count(len(outcome.stages), 'stage')}, {counted}"
     console.say(f"{line}, {span(outcome.seconds)}", "green" if well else "bold red")
-    then = "" if well else _next(request, site, outcome)
+    then = "" if outcome.result == "ok" else _next(request, site, outcome)
+    drift = machines.mending(outcome.stages) if request.verb == "check" else []
+    for stage, hosts, words in drift:
+        mend = command("deploy", "--site", site.name, *words)
+        console.say(f"{stage} differs at {', '.join(hosts)}; mend it with: {mend}", "yellow")
+    if outcome.result == "paused":
+        console.say(f"paused as asked; what is left goes on with: {then}", "yellow")
     if not well:
         told = [f"{one.stage} | {one.host} | {one.task}: {one.message}" for one in outcome.failures[:1]]
         console.error(told[0] if told else "stopped as asked; what was begun is finished by the next run", then)
@@ -89,6 +168,10 @@ def _report(console: Console, request: plan.Request, site: Site, outcome: Outcom
             "stages": [end.model_dump(mode="json") for end in outcome.stages],
             "failures": [failure.model_dump(mode="json") for failure in outcome.failures],
             "next": then or None,
+            "drift": [
+                {"stage": stage, "hosts": hosts, "mend": command("deploy", "--site", site.name, *words)}
+                for stage, hosts, words in drift
+            ],
         }
     )
 
@@ -102,17 +185,22 @@ def operate(
     then: str,
     as_json: bool,
     verbosity: int,
+    waves: rollout.Rollout | None = None,
 ) -> Outcome:
     """Run an operation, a playbook of playbooks/operations, as one step; return how it ended and what it reported.
 
     why: the reason to show. then: the command to type when it fails. The site's lock, the servers' lock where
     it changes something, journal, progress and Ctrl-C are those of a deploy. The caller prints report and document.
+    waves: the playbook goes over its hosts in these, one call a wave, and the health of the cluster is watched.
     """
     where = project.find()
     site = where.site(site_name)
     inventory.check_files(site)
     console = Console(as_json=as_json, verbosity=verbosity)
     stage = stages.of_playbook(where.root / "playbooks" / "operations" / f"{playbook}.yml")
+    others = [path.stem for path in (where.root / "playbooks" / "operations").glob("*.yml")]
+    known = (stage, *(one for one in stages.read(where.order) if one.name != stage.name))
+    (stage, *_) = stages.hooked(known, site.hooks, others)
     with lock.hold(site, request.verb):
         log.tidy(site.journal)
         past = log.runs(site.journal, request.verb)
@@ -120,7 +208,7 @@ def operate(
         expected = log.durations(past)
         limited = f" --limit {request.limit}" if request.limit else ""
         console.plan(f"{request.verb} {site.name}{limited}", steps, expected, {})
-        outcome = Execution(where, site, request, console).run(steps, expected)
+        outcome = Execution(where, site, request, console, waves).run(steps, expected)
     for failure in outcome.failures[:1]:
         console.error(f"{failure.host} | {failure.task}: {failure.message}", then)
     if outcome.result == "interrupted" and not outcome.failures:
@@ -128,10 +216,20 @@ def operate(
     return outcome
 
 
-def launch(request: plan.Request, site_name: str, *, as_json: bool, verbosity: int, resume: bool = False) -> int:
+def launch(
+    request: plan.Request,
+    site_name: str,
+    *,
+    as_json: bool,
+    verbosity: int,
+    resume: bool = False,
+    confirmed: str = "",
+    promote_from: str = "",
+) -> int:
     """Plan a run, show it with its reasons, do it, and return the exit code.
 
-    resume: continue the last deploy that is unfinished, with its own options.
+    resume: continue the last deploy that is unfinished, with its own options. confirmed: the name of a protected site.
+    promote_from: a site on which the versions have to be verified.
     """
     where = project.find()
     site = where.site(site_name)
@@ -141,7 +239,10 @@ def launch(request: plan.Request, site_name: str, *, as_json: bool, verbosity: i
             f"Give the name of the site whose old cluster may be lost: --new-cluster {site.name}",
         )
     inventory.check_files(site)
-    order = stages.read(where.order)
+    if promote_from:
+        promote(where, site, promote_from)
+    operations = [path.stem for path in (where.root / "playbooks" / "operations").glob("*.yml")]
+    order = stages.hooked(stages.read(where.order), site.hooks, operations)
     console = Console(as_json=as_json, verbosity=verbosity)
     with lock.hold(site, request.verb):
         log.tidy(site.journal)
@@ -160,7 +261,10 @@ def launch(request: plan.Request, site_name: str, *, as_json: bool, verbosity: i
         waves = _ask_inventory(where, site, request, steps.chosen)
         expected = log.durations(deploys if request.verb == "deploy" else log.runs(site.journal, request.verb))
         limited = f" --limit {request.limit}" if request.limit else ""
-        console.plan(f"{request.verb} {site.name}{limited}", steps, expected, waves)
-        outcome = Execution(where, site, request, console).run(steps, expected, resumed)
+        console.plan(f"{request.verb} {site.name}{limited}", steps, expected, _in_words(waves, request))
+        if request.changes:
+            confirm(site, confirmed, console)
+        staged = rollout.Rollout(waves, request.soak or 0, request.pause_after) if request.staged else None
+        outcome = Execution(where, site, request, console, staged).run(steps, expected, resumed)
     _report(console, request, site, outcome, steps)
     return outcome.exit_code

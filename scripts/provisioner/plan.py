@@ -24,7 +24,8 @@ class Request:
 
     only, start, until: names of stages. limit: a host pattern of Ansible. batch: sizes for `serial`.
     new_cluster: the site's name, where a new cluster may be made although an old one may live. variables: what an
-    operation is told, nothing secret. looks: an operation that changes nothing.
+    operation is told, nothing secret. looks: an operation that changes nothing. to: the release an upgrade leads to.
+    canary, soak, pause_after: a rollout in waves that are watched, see rollout.Rollout.
     """
 
     verb: str
@@ -37,6 +38,15 @@ class Request:
     new_cluster: str = ""
     variables: dict[str, Any] = field(default_factory=dict)
     looks: bool = False
+    to: str = ""
+    canary: str = ""
+    soak: int | None = None
+    pause_after: int = 0
+
+    @property
+    def staged(self) -> bool:
+        """Return whether the health of the cluster is watched from wave to wave."""
+        return bool(self.canary or self.pause_after or self.soak is not None)
 
     @property
     def changes(self) -> bool:
@@ -56,11 +66,16 @@ class Past:
 
 @dataclass(frozen=True)
 class Resumed:
-    """The unfinished run that is continued: what it finished, and how the rest stood when it ended."""
+    """The unfinished run that is continued: what it finished, and how the rest stood when it ended.
+
+    waves: stage -> hosts whose waves are over. health: of the cluster, before the rollout began.
+    """
 
     run_id: str
     done: frozenset[str]
     rest: Mapping[str, Past]
+    waves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    health: Any = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,7 @@ def _left_out(request: Request, names: Sequence[str]) -> dict[str, str]:
 def _told(past: Past, now: datetime) -> str:
     where = f" on --limit {past.limit}" if past.limit else ""
     hosts = f" at {', '.join(past.failed_hosts)}" if past.failed_hosts else ""
-    words = {"ok": "finished", "failed": f"failed{hosts}", "interrupted": "interrupted"}
+    words = {"ok": "finished", "failed": f"failed{hosts}", "partly": "finished on some hosts"}
     return f"{words.get(past.result, past.result)} {ago(past.at, now)}{where}"
 
 
@@ -154,6 +169,7 @@ def make(
     steps = []
     for stage in stages:
         name = stage.name
+        hooks = "".join(f"; with hooks/{path.name}" for path, _ in (*stage.before, *stage.after))
         if name in left_out:
             steps.append(Step(stage, False, left_out[name]))
         elif resumed and name in resumed.done:
@@ -161,8 +177,10 @@ def make(
         elif resumed:
             rest = resumed.rest.get(name)
             steps.append(
-                Step(stage, True, f"resume: {_told(rest, now) if rest else 'not reached'} in run {resumed.run_id}")
+                Step(
+                    stage, True, f"resume: {_told(rest, now) if rest else 'not reached'} in run {resumed.run_id}{hooks}"
+                )
             )
         else:
-            steps.append(Step(stage, True, _why(request.verb, past.get(name), now)))
+            steps.append(Step(stage, True, _why(request.verb, past.get(name), now) + hooks))
     return Plan(tuple(steps))

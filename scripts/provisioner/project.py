@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from provisioner.errors import ExitCode, ProvisionError, command, nearest
+
+
+def _versions(path: Path) -> dict[str, str]:
+    """Return the versions that stand in a file of variables as literals, one a line."""
+    if not path.is_file():
+        return {}
+    lines = re.findall(r"^((?:\w+_)?version): *(\S+)", path.read_text(encoding="utf-8"), re.M)
+    return {name: str(yaml.safe_load(value)) for name, value in lines}
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,11 @@ class Site:
     def journal(self) -> Path:
         """Return the directory with one file of JSON lines per run."""
         return self.state / "journal"
+
+    @property
+    def hooks(self) -> Path:
+        """Return the directory of the site's own playbooks that come before and after stages."""
+        return self.inventory / "hooks"
 
     @property
     def runs(self) -> Path:
@@ -38,6 +54,14 @@ class Project:
     def order(self) -> Path:
         """Return the playbook in which the order of the platform is written."""
         return self.root / "playbooks" / "site.yml"
+
+    def versions(self, site: Site) -> dict[str, str]:
+        """Return what a site's files say is to be there: the platform's version, and that of all that it installs."""
+        found: dict[str, str] = {}
+        for path in (self.root / "galaxy.yml", *sorted(self.root.glob("roles/*/defaults/main.yml"))):
+            if path.is_file():
+                found |= _versions(path)
+        return found | _versions(site.inventory / "group_vars" / "all" / "versions.yml")
 
     def sites(self) -> tuple[str, ...]:
         """Return the names of all sites, sorted."""

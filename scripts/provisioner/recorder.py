@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from provisioner import journal as log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import FrameType
 
@@ -63,6 +63,14 @@ class _Stage:
     seconds: float = 0
 
 
+def _sum(one: Mapping[str, log.HostCounts], other: Mapping[str, log.HostCounts]) -> dict[str, log.HostCounts]:
+    found = dict(one)
+    for host, counts in other.items():
+        old = found.get(host, log.HostCounts()).model_dump()
+        found[host] = log.HostCounts(**{name: old[name] + value for name, value in counts.model_dump().items()})
+    return found
+
+
 class Recorder:
     """Takes the events of one run, which may be several calls of Ansible.
 
@@ -79,13 +87,18 @@ class Recorder:
         self._unsettled: list[_Stage] = []
         self._failed_hosts: frozenset[str] | None = None
         self._told = False
+        self._partly: Collection[str | None] = ()
         self._well = True
         self.finished: list[log.StageFinished] = []
         self.failures: list[log.TaskFailed] = []
         self.locked: tuple[str, str] | None = None
 
-    def begin(self, sections: Sequence[tuple[str | None, int]]) -> None:
-        """Expect the plays of a call: (stage, number of its plays); None stands for plays of the driver's own."""
+    def begin(self, sections: Sequence[tuple[str | None, int]], partly: Collection[str | None] = ()) -> None:
+        """Expect the plays of a call: (stage, number of its plays); None stands for plays of the driver's own.
+
+        partly: stages of which later calls do more.
+        """
+        self._partly = partly
         self._plays = [name for name, plays in sections for _ in range(plays)]
         self._open, self._failed_hosts, self._well = None, None, True
 
@@ -94,6 +107,17 @@ class Recorder:
         self._close()
         self._settle()
         return self._well
+
+    def regressed(self, stage: str, host: str, message: str) -> None:
+        """Let a stage be failed whose hosts did well, because the cluster did not."""
+        task = "Compare the health of the cluster with that before"
+        failure = log.TaskFailed(stage=stage, host=host, task=task, message=message)
+        self.failures.append(failure)
+        self._journal.append(failure)
+        self._console.task_failed(failure)
+        if self.finished and self.finished[-1].stage == stage:
+            self.finished[-1] = self.finished[-1].model_copy(update={"result": "failed"})
+            self._journal.append(self.finished[-1])
 
     def cancelled(self) -> bool:
         """Tell whether to cancel; the first time that the user wants to stop, say what happens."""
@@ -175,7 +199,14 @@ class Recorder:
                 self.failures += [failure for failure in stage.failures if failure.host in lost]
             elif self._watch.signals or not self._well:
                 result = "interrupted"  # some hosts may not have taken part
+            elif stage.name in self._partly:
+                result = "partly"
             self._well = self._well and not lost
+            if self.finished and self.finished[-1].stage == stage.name:
+                before = self.finished.pop()  # an earlier wave
+                stage.seconds += before.seconds
+                stage.hosts = _sum(before.hosts, stage.hosts)
+                result = "ok" if result == "skipped" else result
             end = log.StageFinished(
                 stage=stage.name,
                 result=result,

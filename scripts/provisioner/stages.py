@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import yaml
@@ -11,7 +11,7 @@ from provisioner.errors import ExitCode, ProvisionError, command, nearest
 from provisioner.rollout import BATCH_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 IMPORT = ("ansible.builtin.import_playbook", "import_playbook")
@@ -23,6 +23,7 @@ class Stage:
 
     description: the comment above its entry. plays: how many plays its file holds (they delimit it in a run).
     batched: the host pattern of its play that follows `--batch`, or an empty string. hosts: the patterns of all plays.
+    before, after: a site's own playbooks around it, each with the number of its plays.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Stage:
     plays: int
     batched: str
     hosts: frozenset[str] = frozenset()
+    before: tuple[tuple[Path, int], ...] = ()
+    after: tuple[tuple[Path, int], ...] = ()
 
 
 def _broken(path: Path, line: int, what: str) -> ProvisionError:
@@ -106,6 +109,39 @@ def of_playbook(path: Path) -> Stage:
     plays, batched, hosts = _plays(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     return Stage(path.stem, path, _comment_above(lines, _entries(path)[0][0]), plays, batched, hosts)
+
+
+def _goes_on(path: Path) -> Iterator[int]:
+    """Yield the line of every play that goes on with the other hosts when one failed."""
+    for line, entry in _entries(path):
+        if inner := _imported(entry):
+            yield from (line + 1 for _ in _goes_on(path.parent / inner))
+        elif "any_errors_fatal" not in entry or str(entry["any_errors_fatal"].value).lower() not in ("true", "yes"):
+            yield line + 1
+
+
+def hooked(found: Iterable[Stage], directory: Path, others: Iterable[str] = ()) -> tuple[Stage, ...]:
+    """Return the stages with a site's hooks, pre_STAGE.yml and post_STAGE.yml in its directory of hooks.
+
+    A hook of no stage is refused, and so is one that would go on where a host failed. others: names to know too.
+    """
+    stages = tuple(found)
+    names = [*(stage.name for stage in stages), *others]
+    for path in sorted([*directory.glob("pre_*.yml"), *directory.glob("post_*.yml")]):
+        name = path.stem.partition("_")[2]
+        if name not in names:
+            raise ProvisionError(
+                f"{path} is a hook of {name!r}, and there is no such stage.{nearest(name, names)}",
+                f"Rename it. The stages are listed by: {command('stages')}",
+            )
+        for line in _goes_on(path):
+            raise _broken(path, line, "this play lacks `any_errors_fatal: true`: where one host failed it would go on")
+
+    def of(stage: Stage, when: str) -> tuple[tuple[Path, int], ...]:
+        path = directory / f"{when}_{stage.name}.yml"
+        return ((path, _plays(path)[0]),) if path.is_file() else ()
+
+    return tuple(replace(stage, before=of(stage, "pre"), after=of(stage, "post")) for stage in stages)
 
 
 def known(name: str, stages: Iterable[Stage]) -> str:

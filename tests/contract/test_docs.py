@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import render_docs
+from provisioner.commands import options
 from tests.contract import tree
 
 pytestmark = pytest.mark.proves("house-docs")
@@ -148,6 +151,39 @@ def test_commands_in_the_documentation_name_targets_and_files_that_exist() -> No
                         problems.append(f"{tree.relative(path)}:{number}: {script} is not there")
     assert seen, "no page shows a command: nothing was checked"
     tree.refuse(problems, "show commands that run")
+
+
+def _commands(text: str) -> Iterator[str]:
+    """Yield every command that a page shows: code in a sentence, over line ends too, and indented lines."""
+    prose, block = [], []
+    for line in text.splitlines():
+        (block if line.startswith("    ") else prose).append(line)
+    yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", "\n".join(prose)))
+    yield from (line.strip() for line in "\n".join(block).replace("\\\n", " ").splitlines())
+
+
+@pytest.mark.proves("docs-commands")
+def test_commands_of_the_guides_are_taken_by_the_driver_and_their_playbooks_exist() -> None:
+    problems = []
+    seen = 0
+    for path in (tree.ROOT / "docs/how_to.md", tree.ROOT / "docs/runbooks.md"):
+        for command in _commands(path.read_text(encoding="utf-8")):
+            words = shlex.split(re.sub(r"<[\w ]+>", "{word}", command), comments=True) if "/" in command else []
+            problems += [
+                f"{tree.relative(path)}: {word} is not there"
+                for word in words
+                if re.fullmatch(r"playbooks/[\w/]+\.yml", word) and not (tree.ROOT / word).is_file()
+            ]
+            if words[:1] == ["scripts/provision.py"]:
+                seen += 1
+                try:
+                    options.parse(words[1:])
+                except typer.Exit:
+                    pass  # --help
+                except Exception as error:  # noqa: BLE001  (whatever the parser says)
+                    problems.append(f"{tree.relative(path)}: {command}: {error}")
+    assert seen, "no guide shows a command of the driver: nothing was checked"
+    tree.refuse(problems, "show commands as the driver takes them")
 
 
 def test_the_readme_fits_on_two_screens() -> None:

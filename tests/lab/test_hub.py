@@ -177,6 +177,33 @@ def pods(lab: Lab, name: str) -> list[dict[str, Any]]:
     return json.loads(lab.kubectl(*words))["items"]  # type: ignore[no-any-return]
 
 
+def ask_for(person: Visitor, options: dict[str, str]) -> tuple[int, str]:
+    """Ask for a server by a request made by hand."""
+    return person.ask("POST", f"/jupyterhub/hub/api/users/{person.name}/server", options)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a user's server has written into the home, and where that server ran."""
+
+    profile: str
+    nonce: str
+    node: str
+
+
+def leave(person: Visitor, profile: str, lab: Lab) -> Left:
+    """Have a user's server write into the home."""
+    nonce = secrets.token_hex(8)
+    person.run(person.spawn(profile), f"open('nonce', 'w').write('{nonce}')")
+    return Left(profile, nonce, pods(lab, person.name)[0]["spec"]["nodeName"])
+
+
+def find_elsewhere(person: Visitor, left: Left, lab: Lab) -> None:
+    """Require that the user's next server runs on another node and reads it."""
+    assert person.run(person.spawn(left.profile), "print(open('nonce').read())").strip() == left.nonce
+    assert pods(lab, person.name)[0]["spec"]["nodeName"] != left.node
+
+
 @pytest.mark.proves("hub-login-gpu", "hub-restart")
 def test_a_user_runs_a_cell_on_one_gpu_and_a_restart_of_the_hub_leaves_the_kernel_alone(
     account: MakeAccount, log_in: LogIn, lab: Lab
@@ -252,7 +279,7 @@ def test_a_user_and_an_administrator_see_and_get_what_their_groups_may(
     # Requests made by hand get no further than the form.
     for options in ({"profile": "gpu-4"}, {"profile": "nosuch"}, {"profile": "cpu", "image": "docker.io/evil/evil:1"}):
         # The chart lets the hub answer before it has looked.
-        status, text = user.ask("POST", f"/jupyterhub/hub/api/users/{user.name}/server", options)
+        status, text = ask_for(user, options)
         assert status in (202, 400, 403), (options, status, text)
         user.until("the end of the request", lambda: not known()["pending"])
         assert known()["server"] is None
@@ -285,22 +312,19 @@ def test_a_user_and_an_administrator_see_and_get_what_their_groups_may(
 def test_a_user_deleted_and_made_again_finds_the_home_on_another_node(
     account: MakeAccount, log_in: LogIn, lab: Lab
 ) -> None:
-    user, nonce = account("labuser", parameter("site_user_group")), secrets.token_hex(8)
-    person, admin = log_in(user), log_in(account("labadmin", parameter("site_admin_group")))
-    person.run(person.spawn("cpu"), f"open('nonce', 'w').write('{nonce}')")
-    node = pods(lab, user.name)[0]["spec"]["nodeName"]
+    user = account("labuser", parameter("site_user_group"))
+    left = leave(log_in(user), "cpu", lab)
+    admin = log_in(account("labadmin", parameter("site_admin_group")))
     admin.page.goto(f"{HUB}hub/home")
     for path in (f"users/{user.name}/server", f"users/{user.name}"):
         status, text = admin.ask("DELETE", f"/jupyterhub/hub/api/{path}")
         assert status in (202, 204), (path, status, text)
         eventually("the server has ended", lambda: pods(lab, user.name) == [])
-    lab.kubectl("cordon", node)
+    lab.kubectl("cordon", left.node)
     try:
-        again = log_in(user)
-        assert again.run(again.spawn("cpu"), "print(open('nonce').read())").strip() == nonce
-        assert pods(lab, user.name)[0]["spec"]["nodeName"] != node
+        find_elsewhere(log_in(user), left, lab)
     finally:
-        lab.kubectl("uncordon", node)
+        lab.kubectl("uncordon", left.node)
 
 
 @pytest.mark.shard("hub")
@@ -308,10 +332,9 @@ def test_a_user_deleted_and_made_again_finds_the_home_on_another_node(
 def test_a_user_of_a_lost_worker_goes_on_elsewhere_with_the_same_home(
     account: MakeAccount, log_in: LogIn, lab: Lab
 ) -> None:
-    user, nonce = account("labuser", parameter("site_user_group")), secrets.token_hex(8)
-    person = log_in(user)
-    person.run(person.spawn("gpu-1"), f"open('nonce', 'w').write('{nonce}')")
-    node = pods(lab, user.name)[0]["spec"]["nodeName"]
+    user = account("labuser", parameter("site_user_group"))
+    left = leave(log_in(user), "gpu-1", lab)
+    node = left.node
     operation = ("playbooks/operations/node_lost.yml",)
     refused = lab.play("-e", f"rke2_lost_worker={node}", "-e", "rke2_lost_powered_off=true", playbooks=operation)
     assert refused.status and f"{node} is Ready" in refused.output, refused.output[-3000:]
@@ -330,9 +353,8 @@ def test_a_user_of_a_lost_worker_goes_on_elsewhere_with_the_same_home(
             return again.sees("#start") != "" and not again.sees("#stop")
 
         again.until("the hub's knowledge", forgotten)
-        assert again.run(again.spawn("gpu-1"), "print(open('nonce').read())").strip() == nonce
+        find_elsewhere(again, left, lab)
         print(f"from the operation to the home read: {time.monotonic() - began:.0f} s")
-        assert pods(lab, user.name)[0]["spec"]["nodeName"] != node
     finally:
         subprocess.run(["docker", "start", node], check=True, capture_output=True)
     eventually("all nodes are Ready", lab.healthy, 180)
@@ -354,7 +376,7 @@ def test_the_seventh_server_with_four_gpus_waits_with_its_reason_and_the_hub_sta
 
     def start(person: Visitor) -> None:
         person.page.goto(f"{HUB}hub/home")
-        status, text = person.ask("POST", f"/jupyterhub/hub/api/users/{person.name}/server", {"profile": "gpu-4"})
+        status, text = ask_for(person, {"profile": "gpu-4"})
         assert status in (201, 202), text
 
     def phases(*persons: Visitor) -> list[str]:

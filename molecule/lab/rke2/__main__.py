@@ -7,8 +7,11 @@ import signal
 import socket
 import sys
 
+import certificates
+import encryption
+import snapshots
 from agent import Agent
-from config import Fatal, load, log
+from config import Config, Fatal, load, log
 from server import Server
 from system import Node, release
 
@@ -48,11 +51,25 @@ def main() -> int:
         stamp = release()
         print(f"rke2 version {stamp['version']} ({stamp['commit']})\ngo version {stamp['go']}")
         return 0
-    if words[:1] not in (["server"], ["agent"]):
-        print("usage: rke2 server|agent|--version [--key=value ...]", file=sys.stderr)
+    if words[:2] == ["certificate", "rotate"]:
+        certificates.rotate(load("server", flags(words[2:]), "", "").paths)
+        return 0
+    if words[:1] == ["secrets-encrypt"]:
+        encryption.command(words[1:], load("server", {}, "", "").paths)
+        return 0
+    if words[:1] not in (["server"], ["agent"], ["etcd-snapshot"]):
+        usage = "usage: rke2 server|agent|etcd-snapshot|certificate rotate|secrets-encrypt|--version [--key=value ...]"
+        print(usage, file=sys.stderr)
         return 2
+
+    def configured(role: str, given: dict[str, object]) -> Config:
+        return load(role, given, socket.gethostname().split(".")[0], default_ip())
+
     try:
-        config = load(words[0], flags(words[1:]), socket.gethostname().split(".")[0], default_ip())
+        if words[0] == "etcd-snapshot":
+            snapshots.command(words[1:], lambda: configured("server", {}))
+            return 0
+        config = configured(words[0], flags(words[1:]))
         node: Server | Agent = Server(config) if words[0] == "server" else Agent(config)
 
         def end(number: int, _: object) -> None:
@@ -60,6 +77,9 @@ def main() -> int:
             Node.stop(node)
             os._exit(0)
 
+        if isinstance(node, Server) and config.get("cluster-reset"):
+            snapshots.reset(node)
+            return 0
         signal.signal(signal.SIGTERM, end)
         signal.signal(signal.SIGINT, end)
         log("info", f"Starting rke2 {words[0]} {node.release['version']}")

@@ -36,6 +36,8 @@ TLS_LINKS = {
 TLS_COPIES = {"ca.crt": "client-ca.crt", "ca.key": "client-ca.key"}
 # What a joining server needs of the others, below server/tls.
 SHARED_PKI = "ca.crt ca.key front-proxy-ca.crt front-proxy-ca.key sa.key sa.pub etcd/ca.crt etcd/ca.key".split()
+# Below server/tls like the others, and handed on with them.
+ENCRYPTION = "../cred/encryption-config.json"
 
 
 class Paths:

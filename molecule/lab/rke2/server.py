@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -17,9 +18,12 @@ from typing import Any
 
 import yaml
 
+import certificates
 import supervisor
 from config import CRITICAL, Config, Fatal, log
-from paths import KUBEADM, KUBECONFIG, NODE_PASSWORD, SHARED_PKI, TLS_COPIES, TLS_LINKS
+from encryption import Encryption
+from paths import ENCRYPTION, KUBEADM, KUBECONFIG, NODE_PASSWORD, SHARED_PKI, TLS_COPIES, TLS_LINKS
+from snapshots import Snapshots
 from supervisor import Client, Refused, Route, secure
 from system import Node, notify, point, run, wait_for, write
 
@@ -33,6 +37,8 @@ class Server(Node):
         self.seen: set[str] = set()
         self.token = ""
         self.etcd_ready = self.paths.db / "etcd" / "member"
+        self.snapshots = Snapshots(self)
+        self.encryption = Encryption(self)
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -50,8 +56,12 @@ class Server(Node):
             servers = answer["servers"]
             for name, content in answer["pki"].items():
                 write(self.paths.tls / name, content)
-        elif stored and supervisor.short(self.token) != supervisor.short(stored):
+        elif stored and supervisor.short(self.token) != supervisor.short(stored) and not self.kept():
             raise Fatal("bootstrap data already found and encrypted with different token")
+        elif not self.etcd_ready.exists():
+            self.encryption.begin()
+        elif not (self.paths.db / "reset-flag").exists():  # then what others have is another history
+            self.encryption.follow()
         paths = self.paths
         for path in (paths.pods, paths.manifests, paths.tls, paths.db / "snapshots", KUBEADM, paths.server / "cred"):
             path.mkdir(parents=True, exist_ok=True)
@@ -71,6 +81,8 @@ class Server(Node):
             self.kubelet(None, self.config.all("node-label"))
         wait_for("the API server", self.api_ready, 900)
         self.register(password)
+        self.snapshots.bootstrap()
+        (self.paths.db / "reset-flag").unlink(missing_ok=True)
         self.ready = True
         notify(self.notify_socket, "READY=1")
         log("info", "rke2 is up and running")
@@ -113,6 +125,27 @@ class Server(Node):
         path = self.paths.server / "token"
         return path.read_text().strip() if path.exists() else ""
 
+    def bootstrap_key(self) -> str:
+        """Where etcd holds the cluster's keys: the name tells which token opens them, as upstream's does."""
+        token = self.token or self.config.secret("token") or self.stored_token()
+        return f"/bootstrap/{hashlib.sha256(supervisor.short(token).encode()).hexdigest()[:12]}"
+
+    def pki(self) -> dict[str, str]:
+        """What a server needs of the others to be of the same cluster."""
+        names = [*SHARED_PKI, ENCRYPTION] if self.encryption.keys() else SHARED_PKI
+        return {name: (self.paths.tls / name).read_text() for name in names}
+
+    def keep(self) -> None:
+        """Keep that in etcd for the other servers' next start."""
+        self.etcdctl(["https://127.0.0.1:2379"], "put", self.bootstrap_key(), stdin=json.dumps(self.pki()))
+
+    def kept(self) -> dict[str, str]:
+        """What etcd has under this token's fingerprint; any member may tell, and the API's names are those of all."""
+        members = [one for one in [self.config.node_ip, *self.config.all("tls-san")] if re.fullmatch(r"[\d.]+", one)]
+        ask = ("get", "--print-value-only", self.bootstrap_key())
+        found = self.etcdctl([f"https://{one}:2379" for one in members], *ask, check=False).stdout.strip()
+        return json.loads(found) if found else {}
+
     def critical(self) -> dict[str, Any]:
         """What must be the same on all servers; the agent token takes part by its hash."""
         values = {key: self.config.get(key) for key in CRITICAL}
@@ -141,7 +174,12 @@ class Server(Node):
         networks = {"podSubnet": "cluster-cidr", "serviceSubnet": "service-cidr", "dnsDomain": "cluster-domain"}
         timing = args("etcd-arg", heartbeat_interval="500", election_timeout="5000")
         etcd = {"dataDir": str(self.paths.db / "etcd"), "imageTag": self.release["tag"], "extraArgs": timing}
-        closed = args("kube-apiserver-arg", anonymous_auth="false", profiling="false")
+        fixed, api = {"anonymous_auth": "false", "profiling": "false"}, dict[str, Any]()
+        if self.encryption.keys():
+            cred = str(self.paths.server / "cred")
+            fixed |= {"encryption_provider_config": f"{cred}/{Path(ENCRYPTION).name}"}
+            fixed |= {"encryption_provider_config_automatic_reload": "true"}
+            api["extraVolumes"] = [{"name": "encryption", "hostPath": cred, "mountPath": cred, "readOnly": True}]
         cluster = {
             "kind": "ClusterConfiguration",
             "kubernetesVersion": self.release["version"],
@@ -150,7 +188,8 @@ class Server(Node):
             "controlPlaneEndpoint": endpoint,
             "networking": {name: config.get(key) for name, key in networks.items()},
             "etcd": {"local": etcd},
-            "apiServer": {"certSANs": list(dict.fromkeys(sans)), "extraArgs": closed},
+            "apiServer": {"certSANs": list(dict.fromkeys(sans)), "extraArgs": args("kube-apiserver-arg", **fixed)}
+            | api,
             "controllerManager": {"extraArgs": args("kube-controller-manager-arg", profiling="false")},
             "scheduler": {"extraArgs": args("kube-scheduler-arg", profiling="false")},
         }
@@ -170,6 +209,7 @@ class Server(Node):
         write(self.paths.etc / "kubeadm.yaml", yaml.safe_dump_all([cluster, init]))
         write(self.paths.etc / "join.yaml", yaml.safe_dump(join))
         names = json.dumps(cluster["apiServer"]["certSANs"])
+        certificates.renew(self.paths)
         mark = self.paths.tls / ".apiserver-names"
         if mark.exists() and mark.read_text() != names:
             for suffix in ("crt", "key"):
@@ -232,8 +272,14 @@ class Server(Node):
                 container["volumeMounts"].append({"name": name, "mountPath": host})
                 pod["spec"]["volumes"].append({"name": name, "hostPath": {"path": host, "type": kind}})
         path.write_text(yaml.safe_dump(pod))
+        # What holds a certificate reads it at its start, so the pods start anew with every other one.
+        shown = [*sorted(tls.glob("*.crt")), KUBEADM / "controller-manager.conf", KUBEADM / "scheduler.conf"]
+        shown += [self.encryption.path] if self.encryption.keys() else []
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in shown)).hexdigest()
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler"):
-            write(self.paths.pods / f"{name}.yaml", (staging / f"{name}.yaml").read_text())
+            pod = yaml.safe_load((staging / f"{name}.yaml").read_text())
+            pod["metadata"].setdefault("annotations", {})["certificates"] = digest
+            write(self.paths.pods / f"{name}.yaml", yaml.safe_dump(pod))
         self.kube_proxy()
 
     def etcd_manifest(self) -> None:
@@ -288,12 +334,14 @@ class Server(Node):
             log("info", f"Waiting for other members to finish joining etcd cluster: {said}")
         return done.returncode == 0
 
-    def etcdctl(self, endpoints: list[str], *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def etcdctl(
+        self, endpoints: list[str], *words: object, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run etcdctl with this server's certificate."""
         tls = self.paths.tls / "etcd"
         flags = [f"--endpoints={','.join(endpoints)}", f"--cacert={tls}/ca.crt", f"--cert={tls}/server.crt"]
-        flags += [f"--key={tls}/server.key", "--command-timeout=10s"]
-        return run(self.home / "etcdctl", *flags, *words, check=check, timeout=30)
+        flags += [f"--key={tls}/server.key", f"--command-timeout={60 if words[0] == 'snapshot' else 10}s"]
+        return run(self.home / "etcdctl", *flags, *words, check=check, timeout=90, input=stdin)
 
     def members(self, endpoints: list[str]) -> list[dict[str, Any]]:
         """etcd's members as etcd itself tells them."""
@@ -313,6 +361,7 @@ class Server(Node):
         roles = [f"node-role.kubernetes.io/{role}=true" for role in ("control-plane", "etcd")]
         self.kubectl("label", "--overwrite", "node", name, *roles)
         self.check_password(name, password)
+        self.encryption.tell()
         image = f"--default-job-image={self.release['repository']}/klipper-helm:1"
         flags = ["--namespace=kube-system", f"--kubeconfig={self.paths.admin}", f"--node-name={self.config.node_name}"]
         self.start("helm-controller", self.home / "helm-controller", *flags, image)
@@ -345,6 +394,7 @@ class Server(Node):
                 secret = ("secret", f"{gone}.node-password.rke2", "--ignore-not-found")
                 self.kubectl("-n", "kube-system", "delete", *secret, check=False)
             self.seen = set(nodes)
+            self.snapshots.maintain()
         except (Fatal, OSError, ValueError) as error:
             log("error", str(error))
 
@@ -389,6 +439,10 @@ class Server(Node):
             "GET /v1-rke2/apiservers": Route("node", lambda _: self.servers()),
             "POST /v1-rke2/join": Route("node", self.answer_agent),
             "POST /v1-rke2/server-join": Route("server", self.answer_server),
+            "POST /db/snapshot": Route("server", self.snapshots.answer),
+            "PUT /v1-rke2/token": Route("server", self.rotate_token),
+            "GET /v1-rke2/encrypt/status": Route("server", self.encryption.status),
+            "PUT /v1-rke2/encrypt/config": Route("server", self.encryption.answer),
         }
 
     def readyz(self, _: dict[str, Any]) -> bytes:
@@ -412,8 +466,17 @@ class Server(Node):
             if mine[key] != value:
                 shown = "" if key == "agent-token" else f": {value} here, {mine[key]} there"
                 raise Refused(400, f"critical configuration value mismatch: {key}{shown}")
-        keys = {name: (self.paths.tls / name).read_text() for name in SHARED_PKI}
-        return {"servers": self.servers(), "pki": keys}
+        return {"servers": self.servers(), "pki": self.pki()}
+
+    def rotate_token(self, request: dict[str, Any]) -> bytes:
+        """Take another token; what etcd keeps lies under its fingerprint, so a start with the old one ends."""
+        old = self.bootstrap_key()
+        self.token = request["newToken"]
+        self.keep()
+        self.etcdctl(["https://127.0.0.1:2379"], "del", old)
+        ca = (self.paths.tls / "ca.crt").read_bytes()
+        write(self.paths.server / "token", secure(self.token, ca, "server") + "\n")
+        return b""
 
     def answer_agent(self, request: dict[str, Any]) -> dict[str, Any]:
         """Hand a joining agent what it needs, its password compared; the token is for its kubelet's certificate."""

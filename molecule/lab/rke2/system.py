@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -218,6 +219,8 @@ fileCheckFrequency: 5s
         path = self.paths.etc / "kubelet.conf.d" / "00-rke2-defaults.conf"
         write(path, settings)
         self.paths.pods.mkdir(parents=True, exist_ok=True)
+        for name, made in (("client-kubelet", "kubelet-client-current.pem"), ("serving-kubelet", "kubelet.crt")):
+            point(self.paths.agent / f"{name}.crt", Path("pki") / made)
         words: list[object] = [self.home / "kubelet", f"--config={path}", f"--node-ip={config.node_ip}"]
         words += [f"--kubeconfig={self.paths.agent}/kubelet.kubeconfig", f"--cert-dir={self.paths.agent}/pki"]
         words.append(f"--hostname-override={config.node_name}")
@@ -236,9 +239,14 @@ fileCheckFrequency: 5s
         arguments += [f"hostname-override={self.config.node_name}", "healthz-bind-address=127.0.0.1"]
         arguments += ["conntrack-max-per-core=0", "oom-score-adj=0", *self.config.all("kube-proxy-arg")]
         command = ["kube-proxy", *(f"--{word}" for word in arguments)]
+        digest = hashlib.sha256(kubeconfig.read_bytes()).hexdigest()
         pod = f"""apiVersion: v1
 kind: Pod
-metadata: {{name: kube-proxy, namespace: kube-system, labels: {{component: kube-proxy, tier: control-plane}}}}
+metadata:
+  name: kube-proxy
+  namespace: kube-system
+  labels: {{component: kube-proxy, tier: control-plane}}
+  annotations: {{kubeconfig: "{digest}"}}
 spec:
   hostNetwork: true
   priorityClassName: system-node-critical

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 JSON_KEY = "provisioner.json"
 
@@ -28,9 +32,24 @@ Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="End
 Limit = Annotated[
     str | None, typer.Option("--limit", metavar="PATTERN", help="Only hosts that match Ansible's host pattern.")
 ]
+Confirm = Annotated[str, typer.Option("--confirm", metavar="SITE", help="The name of the site, if it is protected.")]
 Json = Annotated[
     bool, typer.Option("--json", callback=_remember, help="One JSON document on stdout, everything else on stderr.")
 ]
 Verbose = Annotated[
     int, typer.Option("--verbose", "-v", count=True, help="Show Ansible's output; repeated: more of it.")
 ]
+
+
+def parse(words: Sequence[str]) -> None:
+    """Refuse a command line that the driver would not take: an unknown verb, an unknown or missing option."""
+    from provisioner.cli import app  # noqa: PLC0415  (the application imports every verb)
+
+    verb: Any = typer.main.get_command(app)
+    name, context, rest = "provision.py", None, list(words)
+    while True:
+        context = verb.make_context(name, rest, parent=context)
+        if not isinstance(verb, TyperGroup):
+            return
+        _, verb, rest = verb.resolve_command(context, [*context._protected_args, *context.args])
+        name = verb.name

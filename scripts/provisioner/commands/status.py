@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from provisioner import journal, lock, plan, project, stages
+import typer
+
+from provisioner import journal, lock, plan, project, stages, support
 from provisioner.commands import options
 from provisioner.console import Console, span
 from provisioner.errors import command
+from provisioner.launch import operate
+from provisioner.plan import Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from provisioner.project import Project, Site
+
+
+FETCH = "journal-fetch"  # the one verb that says nothing about the site
 
 
 def _standing(stage: str, runs: Sequence[journal.Run]) -> dict[str, Any] | None:
@@ -38,7 +45,8 @@ def known(where: Project, site: Site) -> dict[str, Any]:
     """Return what the journals know of a site: who runs now, the last run, what is unfinished, and every stage."""
     holder = lock.held_by(site)
     deploys, verifies = journal.runs(site.journal, "deploy"), journal.runs(site.journal, "verify")
-    found = (run for verb in journal.verbs(site.journal) for run in journal.runs(site.journal, verb)[:1])
+    verbs = (verb for verb in journal.verbs(site.journal) if verb != FETCH)
+    found = (run for verb in verbs for run in journal.runs(site.journal, verb)[:1])
     every = sorted(found, key=lambda run: run.started.at)
     last = None
     if every:
@@ -70,9 +78,30 @@ def _cells(standing: dict[str, Any] | None, now: datetime) -> tuple[str, str]:
     return standing["result"], ", ".join(parts)
 
 
-def status(site: options.Site, as_json: options.Json = False) -> int:
-    """Say what is known of a site: its last run and how every stage went. Nothing is contacted."""
+def _fetch(site: str, as_json: bool) -> None:
+    """Bring the copies that servers keep of other control machines' journals."""
+    again = command("status", "--site", site, "--fetch")
+    request = Request(FETCH, looks=True)
+    why = "reads what other control machines have done"
+    told = operate(request, site, playbook="journal_fetch", why=why, then=again, as_json=as_json, verbosity=0).report
+    copies: dict[str, str] = {}
+    for text in (told or {}).values():
+        for name, content in support.sections(text if isinstance(text, str) else "").items():
+            copies[name] = max(content, copies.get(name, ""), key=len)  # a server that was silent has less
+    fresh = journal.adopt(project.find().site(site).journal, copies)
+    Console(as_json=as_json).say(f"{len(fresh)} runs of other control machines are known now")
+
+
+Fetch = Annotated[
+    bool, typer.Option("--fetch", help="First bring what other control machines did; the servers have copies.")
+]
+
+
+def status(site: options.Site, fetch: Fetch = False, as_json: options.Json = False) -> int:
+    """Say what is known of a site: its last run and how every stage went. Without --fetch nothing is contacted."""
     where = project.find()
+    if fetch:
+        _fetch(site, as_json)
     facts = known(where, where.site(site))
     console = Console(as_json=as_json)
     console.document(facts)
@@ -82,7 +111,8 @@ def status(site: options.Site, as_json: options.Json = False) -> int:
     if last:
         console.say(f"last run: {last['run_id']}, {last['result']}")
     else:
-        console.say(f"Nothing was ever run on {site} from here.")
+        fetching = command("status", "--site", site, "--fetch")
+        console.say(f"Nothing was ever run on {site} from here. What others did, its servers know: {fetching}")
     now = datetime.now(UTC)
     rows = [(row["stage"], *_cells(row["deploy"], now), *_cells(row["verify"], now)) for row in facts["stages"]]
     console.table(("stage", "deploy", "", "verify", ""), rows)

@@ -35,6 +35,8 @@ ENTRIES: list[journal.Entry] = [
     journal.StageStarted(at=START, stage="second"),
     journal.TaskFailed(at=START, stage="second", host="beta", task="Größe \r\n\u2028", message="Ünïcödé\n\x00\x1b"),
     _finished("second", "failed"),
+    journal.WaveFinished(at=START, stage="second", hosts=("alpha",)),
+    journal.HealthTaken(at=START, health={"nodes": {"alpha": {"Ready": "True"}}}),
     journal.RunFinished(at=START, result="failed", exit_code=1, seconds=2),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,3 +74,60 @@ def test_a_limit_of_known_names_or_a_pattern_is_taken(limit: str) -> None:
 def test_a_limit_with_a_misspelt_name_is_refused_with_the_nearest(limit: str) -> None:
     with pytest.raises(ProvisionError, match=r"no host or group 'oen'\. Did you mean 'one'"):
         rollout.check_limit(limit, ["one", "two"], ["all", "workers"])
+
+
+@pytest.mark.proves("driver-waves")
+@given(HOSTS.filter(bool), BATCHES, st.data())
+def test_a_canary_is_the_first_wave_and_alone(hosts: list[str], batch: rollout.Batch, data: st.DataObject) -> None:
+    canary = data.draw(st.sampled_from(hosts))
+    first, *others = rollout.waves(hosts, batch, canary)
+    assert first == (canary,)
+    rest = [host for host in hosts if host != canary]
+    assert tuple(others) == rollout.waves(rest, batch)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10min", 600), ("2h", 7200), ("0", 0)])
+def test_a_span_is_read(text: str, seconds: int) -> None:
+    assert rollout.parse_span(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5h", "10 m"])
+def test_a_span_of_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ProvisionError, match="no length of time"):
+        rollout.parse_span(text)
+
+
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+NEW, OLD = {"rke2_version": "v2"}, {"rke2_version": "v1"}
+
+
+def _seen(verb: str, days: int, result: str = "ok", whole: bool = True, versions: dict[str, str] = NEW) -> rollout.Seen:
+    return rollout.Seen(verb, AT + timedelta(days=days), result, whole, versions)
+
+
+@pytest.mark.proves("driver-promotion")
+@pytest.mark.parametrize(
+    ("runs", "why"),
+    [
+        pytest.param([_seen("deploy", 0), _seen("verify", 1)], "", id="verified"),
+        pytest.param([_seen("verify", 1), _seen("upgrade", 0, versions=OLD)], "", id="an upgrade writes them last"),
+        pytest.param([], "no whole verify", id="nothing is known"),
+        pytest.param([_seen("deploy", 0)], "no whole verify", id="not verified"),
+        pytest.param([_seen("verify", 1)], "nothing was ever deployed", id="not deployed"),
+        pytest.param([_seen("deploy", 0), _seen("verify", 1, whole=False)], "no whole verify", id="a part of it"),
+        pytest.param([_seen("deploy", 0), _seen("verify", 1, "unhealthy")], "ended with: unhealthy", id="unhealthy"),
+        pytest.param([_seen("deploy", 2), _seen("verify", 1)], "came after its last whole verify", id="changed since"),
+        pytest.param([_seen("deploy", 0, "failed"), _seen("verify", 1)], "ended with: failed", id="half deployed"),
+        pytest.param(
+            [_seen("deploy", 0), _seen("verify", 1, versions=OLD)], "rke2_version is v1 there and v2 here", id="others"
+        ),
+        pytest.param(
+            [_seen("deploy", 0), _seen("verify", 1, versions=NEW | {"x_version": "1"})], "x_version", id="one more"
+        ),
+    ],
+)
+def test_versions_are_promoted_when_the_other_site_was_seen_well_with_exactly_these(
+    runs: list[rollout.Seen], why: str
+) -> None:
+    reason = rollout.promotable(NEW, runs)
+    assert (why in reason) if why else reason == ""

@@ -68,7 +68,7 @@ class World:
     def run(self, *arguments: str) -> tuple[int, Any]:
         """Run the driver to its end and return its exit code and document."""
         driver = self.start(*arguments)
-        out, err = driver.communicate(timeout=60)
+        out, err = driver.communicate(timeout=180)
         assert out, err
         return driver.returncode, json.loads(out)
 
@@ -104,7 +104,7 @@ def world(checkout: Checkout) -> Iterator[World]:
         driver.communicate()
 
 
-@pytest.mark.proves("driver-deploy", "driver-resume", "driver-no-leftovers")
+@pytest.mark.proves("driver-deploy", "driver-resume", "driver-no-leftovers", "journal-copies")
 def test_a_failed_deploy_is_resumed_where_it_failed(world: World) -> None:
     (world.root / "fail-second-beta").touch()
     code, document = world.run("deploy")
@@ -119,6 +119,10 @@ def test_a_failed_deploy_is_resumed_where_it_failed(world: World) -> None:
     code, document = world.run("deploy", "--resume")
     assert (code, world.results(document)) == (0, {"second": "ok", "third": "ok"})
     assert not (world.root / "server/lock.json").exists()
+    copies = {path.name: path.read_text() for path in (world.root / "server/journal").iterdir()}
+    own = {path.name: path.read_text() for path in world.checkout.journal.glob("*-deploy-*")}
+    assert copies.keys() == own.keys() and len(own) == 2
+    assert all(own[name].startswith(text) and '"stage_finished"' in text for name, text in copies.items())
     left = {path.name for path in (world.checkout.state / "metalhub/here").rglob("*") if path.suffix != ".jsonl"}
     assert left == {"control_id", "journal", "lock", "run", "child.lock"}
 
@@ -165,7 +169,7 @@ def test_the_first_signal_finishes_the_host_in_hand_and_the_second_does_not(worl
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=30)
     assert driver.returncode == 130
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     world.until(lambda: not Path(f"/proc/{working}").exists())
     assert not (world.root / "server/lock.json").exists()
 
@@ -185,3 +189,35 @@ def test_another_control_machine_is_kept_off_until_the_lock_expires(world: World
     (world.root / "fail-first-alpha").touch()
     assert world.run("deploy", "--only", "first")[0] == 1
     assert not lock.exists()
+
+
+HEALTH = """---
+- name: Health
+  hosts: localhost
+  gather_facts: false
+  tasks:
+    - name: Tell the driver
+      ansible.builtin.copy:
+        content: '[{"kind": "Node", "metadata": {"name": "one"}, "status": {"conditions": []}}]'
+        dest: "{{ provision_report_file }}"
+        mode: "0600"
+      changed_when: false
+"""
+
+
+@pytest.mark.proves("driver-rollout", "driver-rollout-health", "driver-hooks")
+def test_a_canary_a_pause_and_a_hook_with_the_real_ansible(world: World) -> None:
+    third = WORK.format(hosts="rke2_agent", name="third", root=world.root)
+    batch = "serial: \"{{ rke2_agent_batch | default('100%') }}\""
+    world.checkout.stage("third", body=third.replace("serial: 1", batch))
+    operations, hooks = world.root / "playbooks/operations", world.root / "inventories/here/hooks"
+    operations.mkdir()
+    hooks.mkdir()
+    (operations / "health.yml").write_text(HEALTH, encoding="utf-8")
+    hook = WORK.format(hosts="localhost", name="hook", root=world.root)
+    (hooks / "pre_third.yml").write_text(hook, encoding="utf-8")
+    (world.root / "ansible.cfg").write_text("[inventory]\nignore_patterns = ^hooks$\n", encoding="utf-8")
+    code, document = world.run("deploy", "--only", "third", "--canary", "two", "--pause-after", "1")
+    assert (code, document["result"], world.results(document)) == (0, "paused", {"third": "partly"})
+    assert world.done() == {"hook-localhost", "third-two"}
+    assert not (world.root / "server/lock.json").exists()

@@ -11,6 +11,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,13 @@ class Machine:
         monkeypatch.setattr(rke2_info, "STARTED", str(root / "started"))
         self.answers: list[dict[str, Any]] = []
         self.asked: list[tuple[str, str]] = []
+        self.served = VERSION
         monkeypatch.setattr(rke2_info, "ask_api", self.ask_api)
 
     def ask_api(self, kubeconfig: str, path: str) -> dict[str, Any]:
         """Give the next answer; the last one stays."""
+        if path == "/version":
+            return {"gitVersion": self.served}
         self.asked.append((kubeconfig, path))
         return self.answers.pop(0) if len(self.answers) > 1 else dict(*self.answers)
 
@@ -106,7 +110,8 @@ def test_an_empty_machine_has_nothing_and_says_so(capsys: pytest.CaptureFixture[
     assert (result["installed_version"], result["running_version"], result["join_url"]) == ("", "", "")
     assert (result["datastore"], result["joined"], result["other_service_active"]) == (False, False, False)
     assert (result["nodes"], result["images"], result["staged"], result["chart_configs"]) == ({}, [], {}, [])
-    assert result["service"] == {"active": "inactive", "sub": "dead", "enabled": False, "since": 0, "restarts": 0}
+    nothing = {"active": "inactive", "sub": "dead", "enabled": False, "since": 0, "age": 0, "restarts": 0}
+    assert result["service"] == nothing
     assert result["digest"]["started"] == ""
 
 
@@ -210,6 +215,19 @@ def test_waiting_ends_when_the_node_is_healthy(capsys: pytest.CaptureFixture[str
     assert len(machine.asked) == 3
 
 
+@pytest.mark.proves("upgrade-proven")
+def test_a_server_whose_api_is_still_of_the_release_before_is_waited_for(
+    capsys: pytest.CaptureFixture[str], machine: Machine
+) -> None:
+    machine.unit("rke2-server")
+    machine.serves({"items": [node("a")]})
+    machine.served = "v1.35.7+rke2r0"
+    result = run(capsys, machine, wait={"seconds": 0, "nodes": ["a"], "voters": ["a"], "version": VERSION})
+    assert result["waiting_for"] == ["the API of this server is still v1.35.7+rke2r0"]
+    machine.served = VERSION
+    assert run(capsys, machine, wait={"seconds": 60, "nodes": ["a"], "version": VERSION})["healthy"]
+
+
 def test_a_relapse_starts_the_stable_time_anew(capsys: pytest.CaptureFixture[str], machine: Machine) -> None:
     machine.unit("rke2-server")
     machine.serves({"items": [node("a")]}, {"items": [node("a", ready=False)]}, {"items": [node("a")]})
@@ -281,6 +299,34 @@ def test_certificates_end_when_openssl_says(tmp_path: Path) -> None:
     assert list(found) == [str(place / "server-ca.crt")]
     left = found[str(place / "server-ca.crt")] - (place / "server-ca.crt").stat().st_mtime
     assert abs(left - 10 * 86400) < 60
+
+
+def test_only_what_a_rotation_makes_anew_is_a_leaf(tmp_path: Path) -> None:
+    kept = ("server-ca.crt", "ca.crt", "client-ca.nochain.crt", "request-header-ca.crt")
+    for name in (*kept, "client-admin.crt", "serving-kubelet.crt"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "client-admin.crt", (time.time() - 500, time.time() - 500))
+    found = rke2_info.leaves({str(path): 7 for path in tmp_path.iterdir()})
+    assert {Path(path).name for path in found} == {"client-admin.crt", "serving-kubelet.crt"}
+    assert 500 <= found[str(tmp_path / "client-admin.crt")]["age"] < 600
+    assert found[str(tmp_path / "serving-kubelet.crt")]["expires"] == 7
+
+
+@pytest.mark.parametrize(
+    ("stored", "shown", "kept"),
+    [
+        ("K10ff::server:abc\n", "abc", True),
+        ("K10ff::server:abc\n", "abd", False),
+        ("", "", False),
+        ("abc", "abc", True),
+    ],
+)
+def test_the_token_that_a_server_has_stored_is_compared_without_its_hash(
+    capsys: pytest.CaptureFixture[str], machine: Machine, stored: str, shown: str, kept: bool
+) -> None:
+    (machine.data_dir / "server").mkdir()
+    (machine.data_dir / "server/token").write_text(stored)
+    assert run(capsys, machine, token=shown)["token_kept"] is kept
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -388,3 +434,24 @@ def test_a_peer_answers_one_of_four_ways(
 
 def test_a_peer_that_is_not_there_is_silent() -> None:
     assert rke2_info.ask_peer("127.78.0.1", "x", "server") == "silent"
+
+
+def test_a_node_is_gone_once_neither_cluster_nor_etcd_knows_it(
+    capsys: pytest.CaptureFixture[str], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.unit("rke2-server")
+    machine.serves({"items": [node("a"), node("b")]}, {"items": [node("b")]})
+    members = iter([["a-1a2b3c4d", "b-11112222"], ["a-1a2b3c4d", "b-11112222"]])
+    monkeypatch.setattr(rke2_info, "etcd_members", lambda _: next(members, ["a-b-11112222", "b-11112222"]))
+    result = run(capsys, machine, wait={"seconds": 60, "gone": ["a"]})
+    assert (result["healthy"], result["waiting_for"]) == (True, [])
+    monkeypatch.setattr(rke2_info, "etcd_members", lambda _: ["a", "b"])
+    assert rke2_info.still_known(["a"], {"a": {}}, "") == [
+        "node a is still in the cluster",
+        "a is still a member of etcd",
+    ]
+
+
+def test_an_etcd_that_is_silent_is_no_evidence(tmp_path: Path) -> None:
+    (told,) = rke2_info.still_known(["a"], {}, str(tmp_path))
+    assert told.startswith("etcd does not tell its members")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import json
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -132,3 +134,18 @@ def test_ports_pass_only_when_all_accept() -> None:
         done = check("check_listens", "127.0.0.1", *ports)
         assert done.returncode == 1
         assert str(ports[1]) in done.stderr
+
+
+@pytest.mark.proves("rotate-keepalived-password")
+@pytest.mark.parametrize(("silence", "least", "most"), [(0.0, 0.0, 0.3), (1.0, 0.8, 1.6)])
+def test_the_longest_silence_of_an_address_is_measured(silence: float, least: float, most: float) -> None:
+    first = socket.create_server(("127.0.0.1", 0))
+    port = first.getsockname()[1]
+    program = [sys.executable, "-IS", str(CHECKS / "longest_gap.py"), "127.0.0.1", str(port), "2.5"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as running:
+        time.sleep(0.7)
+        first.close()
+        time.sleep(silence)
+        with socket.create_server(("127.0.0.1", port)):
+            said, _ = running.communicate(timeout=20)
+    assert least <= json.loads(said)["gap"] <= most

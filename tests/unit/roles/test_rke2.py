@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import re
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
-from ansible.template import Templar
 
 from plugins.modules import rke2_info, rke2_node
+from tests.unit.roles.decided import Decided
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/rke2"
 KNOWN: dict[str, Any] = yaml.safe_load((ROLE / "files/config_keys.yml").read_text())
@@ -53,22 +53,15 @@ def answer(**different: Any) -> dict[str, Any]:
     return now | different
 
 
-class Role:
+class Role(Decided):
     """The role's variables for one host, with inputs and registered answers as they would be."""
 
     def __init__(self, service: str = "server", now: dict[str, Any] | None = None, **inputs: Any) -> None:
         """Load defaults and variables; `inputs` win over both."""
-        self.loader = DataLoader()
-        self.variables: dict[str, Any] = {}
-        for part in ("defaults", "vars"):
-            path = str(ROLE / part / "main.yml")
-            self.variables |= self.loader.load_from_file(path, trusted_as_template=True)
-        self.variables |= {
-            "role_path": str(ROLE),
+        given: dict[str, Any] = {
             "inventory_hostname": "one",
             "groups": {"rke2": list(HOSTS), "rke2_server": ["one", "two", "three"], "rke2_agent": ["worker"]},
             "hostvars": {name: {"site_node_address": address} for name, address in HOSTS.items()},
-            "ansible_check_mode": False,
             "rke2_cluster_name": "here",
             "rke2_version": VERSION,
             "rke2_bundle": "",
@@ -84,28 +77,14 @@ class Role:
             "rke2_proxy_bypass": [],
             "__rke2_service": service,
             "__rke2_info": now or answer(),
-        } | inputs
-
-    def get(self, name: str) -> Any:
-        """Return a variable's value."""
-        return Templar(self.loader, variables=self.variables).template(self.variables[name])
+        }
+        super().__init__(ROLE, given | inputs)
 
     def file(self, path: str) -> dict[str, Any]:
         """Return the entry for a path among the files that would be laid down."""
         found: list[dict[str, Any]] = [file for file in self.get("__rke2_files") if file["path"] == path]
         assert len(found) == 1, f"{path} is laid down {len(found)} times"
         return found[0]
-
-    def refused(self, name: str, file: str = "gates") -> str:
-        """Return what an assertion of a task file says, empty when it passes."""
-        tasks = self.loader.load_from_file(str(ROLE / f"tasks/{file}.yml"), trusted_as_template=True)
-        task = next(task for task in tasks if task["name"] == f"{file} | {name}")
-        templar = Templar(self.loader, variables=self.variables)
-        conditions = task["ansible.builtin.assert"]["that"]
-        for condition in conditions if isinstance(conditions, list) else [conditions]:
-            if not templar.evaluate_conditional(condition):
-                return str(templar.template(task["ansible.builtin.assert"]["fail_msg"]))
-        return ""
 
 
 # The gates
@@ -498,3 +477,233 @@ def test_an_input_that_is_refused_shows_no_secret() -> None:
     secret = {name: option for name, option in specs["server"]["options"].items() if option.get("no_log")}
     assert set(secret) == {"rke2_token", "rke2_agent_token"}
     assert not [name for name, option in secret.items() if "default" in option]
+
+
+# Machines that leave
+
+
+def leaving(volumes: list[dict[str, Any]] | None = None, **inputs: Any) -> Role:
+    """Return the role for server `one` that is to leave a cluster of three, as the API told."""
+    nodes = [
+        {
+            "metadata": {"name": name},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": HOSTS[name]}],
+                "conditions": [{"type": kind, "status": "True"} for kind in ("Ready", "EtcdIsVoter")],
+            },
+        }
+        for name in ("one", "two", "three")
+    ]
+    seen = {"results": [{"resources": nodes}, {"resources": volumes or []}]}
+    return Role(__rke2_remove_seen=seen, rke2_node_name="one", **inputs)
+
+
+LOCAL = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["one"]}
+VOLUME = {
+    "metadata": {"name": "pv"},
+    "spec": {
+        "claimRef": {"namespace": "auth", "name": "database"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [LOCAL]}]}},
+    },
+}
+
+
+@pytest.mark.proves("machines-volumes")
+def test_a_machine_with_a_volume_of_its_own_leaves_only_when_told_to() -> None:
+    assert leaving().get("__rke2_remove_faults") == []
+    (told,) = leaving([VOLUME]).get("__rke2_remove_faults")
+    assert "auth/database lies on its own disk" in told and told.endswith("--leave-volumes")
+    assert leaving([VOLUME], rke2_remove_leave_volumes=True).get("__rke2_remove_faults") == []
+
+
+@pytest.mark.proves("machines-quorum")
+def test_another_server_that_is_ready_is_asked_whether_it_is_gone() -> None:
+    role = leaving()
+    assert (role.get("__rke2_remove_witness"), role.get("__rke2_remove_ready")) == ("two", True)
+    for node in role.variables["__rke2_remove_seen"]["results"][0]["resources"]:
+        node["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
+    assert "nobody would be left to ask" in " ".join(role.get("__rke2_remove_faults"))
+
+
+@pytest.mark.proves("cluster-homes")
+def test_nothing_is_deleted_below_a_mount() -> None:
+    def mounts(*paths: str) -> Any:
+        lines = "".join(f"x {path} nfs rw 0 0\n" for path in paths)
+        return Role(__rke2_left={"files": {"/proc/self/mounts": lines}}).get("__rke2_left_mounts")
+
+    homes = "/var/lib/kubelet/pods/1/volumes/homes"
+    assert mounts("/", "/var/lib/rancher", "/var/lib/kubelet", "/var/lib/rancher/rke2") == []
+    assert mounts("/", homes, "/var/lib/rancher/rke2/agent/x") == [homes, "/var/lib/rancher/rke2/agent/x"]
+
+
+@pytest.mark.proves("cluster-homes")
+def test_volumes_on_a_machines_disk_go_with_the_whole_cluster_only() -> None:
+    local = "/var/lib/rancher/local-path"
+    assert local not in Role(rke2_remove_node="one").get("__rke2_leavings")
+    assert local in Role(rke2_destroy_cluster="here").get("__rke2_leavings")
+    assert "/" not in Role().get("__rke2_leavings") and all(
+        path.count("/") > 1 for path in Role().get("__rke2_leavings")
+    )
+
+
+def told(name: str, file: str, **variables: Any) -> str:
+    """Return what an assertion says that has variables of its own, empty when it passes."""
+    role = Role(rke2_node_name="one", rke2_kubeconfig="/k", **variables)
+    tasks = role.loader.load_from_file(str(ROLE / f"tasks/{file}.yml"), trusted_as_template=True)
+    role.variables |= next(task for task in tasks if task["name"] == f"{file} | {name}").get("vars", {})
+    return role.refused(name, file)
+
+
+@pytest.mark.proves("machines-reboot")
+def test_a_node_is_given_back_only_with_the_gpus_it_went_with() -> None:
+    def gpus(number: int) -> dict[str, Any]:
+        return {
+            "resources": [{"metadata": {"name": "one"}, "status": {"allocatable": {"nvidia.com/gpu": str(number)}}}]
+        }
+
+    name = "Refuse to give back a node with fewer GPUs"
+    said = told(name, "verify_reboot", __rke2_cluster=gpus(8), __rke2_rebooted=gpus(7))
+    assert '"nvidia.com/gpu": 8' in said and '"nvidia.com/gpu": 7' in said and "stays cordoned" in said
+    assert told(name, "verify_reboot", __rke2_cluster=gpus(8), __rke2_rebooted=gpus(8)) == ""
+
+
+@pytest.mark.proves("machines-quorum")
+def test_a_server_is_not_emptied_when_the_quorum_needs_it() -> None:
+    nodes = leaving().variables["__rke2_remove_seen"]["results"][0]
+    assert told("Refuse to risk the quorum", "leave", __rke2_cluster=nodes) == ""
+    nodes["resources"][1]["status"]["conditions"][0] = {"type": "Ready", "status": "Unknown"}
+    said = told("Refuse to risk the quorum", "leave", __rke2_cluster=nodes)
+    assert "one was not touched: of 3 voters in etcd 2 are healthy (one, three)" in said
+    assert said.endswith("scripts/provision.py verify --site here")
+
+
+@pytest.mark.proves("cluster-said")
+@pytest.mark.parametrize(("file", "variable"), [("stop", "rke2_stop_cluster"), ("uninstall", "rke2_destroy_cluster")])
+def test_the_role_too_wants_the_clusters_name(file: str, variable: str) -> None:
+    assert f"-e {variable}=here" in told("Refuse what was not said", file, inventory_dir="inventories/here")
+    assert "playbooks" in told("Refuse what was not said", file, inventory_dir="i", **{variable: "there"})
+    assert told("Refuse what was not said", file, **{variable: "here"}) == ""
+
+
+# Rotation
+
+SERVING = "/var/lib/rancher/rke2/server/tls/serving-kube-apiserver.crt"
+
+
+@pytest.mark.proves("rotate-certificates")
+@pytest.mark.parametrize(
+    ("leaves", "force", "due"),
+    [
+        pytest.param({SERVING: 86400}, False, True, id="a-day-old"),
+        pytest.param({SERVING: 86399}, False, False, id="younger"),
+        pytest.param({SERVING: 10}, True, True, id="forced"),
+        pytest.param({}, True, False, id="set-aside-by-a-run-that-was-cut-off"),
+        pytest.param({"/var/lib/rancher/rke2/server/tls/client-admin.crt": 1 << 30}, False, False, id="another-one"),
+    ],
+)
+def test_certificates_are_due_after_a_day_unless_forced(leaves: dict[str, int], force: bool, due: bool) -> None:
+    known = {path: {"expires": 0, "age": age} for path, age in leaves.items()}
+    role = Role(now=answer(leaf_certificates=known), rke2_rotate_force=force)
+    assert role.get("__rke2_certificates_due") is due
+    assert role.get("__rke2_expired") == list(leaves)
+
+
+def asked(**servers: tuple[bool, str] | None) -> dict[str, Any]:
+    """What every server answered: whether it keeps the new token, what its service does; None for one that is off."""
+    return {
+        "results": [
+            {"item": name, "unreachable": True}
+            if told is None
+            else {"item": name, "token_kept": told[0], "service": {"active": told[1]}}
+            for name, told in servers.items()
+        ]
+    }
+
+
+@pytest.mark.proves("rotate-token")
+@pytest.mark.parametrize(
+    ("servers", "before", "keepers", "said"),
+    [
+        pytest.param(
+            asked(one=(False, "active"), two=(False, "active"), three=(False, "active")), "old", [], "", id="go"
+        ),
+        pytest.param(
+            asked(one=(False, "active"), two=(False, "active"), three=(False, "active")),
+            "",
+            [],
+            "vault_site_rke2_token_before",
+            id="no-old-token",
+        ),
+        pytest.param(
+            asked(one=(False, "active"), two=(False, "active"), three=(False, "active")),
+            "server-token",
+            [],
+            "vault_site_rke2_token_before",
+            id="the-same-twice",
+        ),
+        pytest.param(
+            asked(one=(False, "active"), two=None, three=(False, "failed")), "old", [], "three, two does", id="silent"
+        ),
+        pytest.param(
+            asked(one=(True, "activating"), two=(False, "active"), three=None), "old", ["one"], "", id="half-rotated"
+        ),
+    ],
+)
+def test_a_rotation_begins_with_all_servers_and_goes_on_with_those_there_are(
+    servers: dict[str, Any], before: str, keepers: list[str], said: str
+) -> None:
+    role = Role(__rke2_asked=servers, rke2_token_before=before)
+    assert role.get("__rke2_token_keepers") == keepers
+    if not keepers:  # the task asks only then
+        refusal = role.get("__rke2_rotation_refusal")
+        assert said in refusal
+        assert bool(refusal) is bool(said)
+        assert "server-token" not in refusal
+
+
+def test_servers_are_called_as_their_nodes_are() -> None:
+    hosts = {name: {"site_node_address": address} for name, address in HOSTS.items()}
+    hosts["two"]["rke2_node_name"] = "second"
+    assert Role(hostvars=hosts, rke2_servers=["one", "two"]).get("__rke2_server_names") == ["one", "second"]
+    assert Role(rke2_servers=["one"]).get("__rke2_own_service") == "server"
+    assert Role(rke2_servers=["two"]).get("__rke2_own_service") == "agent"
+
+
+@pytest.mark.proves("etcd-status")
+def test_the_report_has_every_server_that_has_answered_so_far() -> None:
+    told = {"member": {"size": 1}, "alarms": [], "before": 1, "done": [], "changed": False}
+    hosts = {"one": {"__rke2_etcd": told}, "two": {"__rke2_etcd": {"msg": "no answer"}}, "three": {}}
+    report = Role(hostvars=hosts, ansible_play_hosts_all=list(hosts)).get("__rke2_etcd_report")
+    assert report == {"one": {"member": {"size": 1}, "alarms": [], "before": 1, "done": []}}
+
+
+@pytest.mark.proves("rotate-encryption-keys")
+@pytest.mark.parametrize(
+    ("status", "up", "host", "force", "due", "behind"),
+    [
+        pytest.param({"stage": "start", "activekey": "AES-CBC aescbckey"}, 9000, "one", False, True, False, id="first"),
+        pytest.param({"stage": "start", "activekey": "AES-CBC aescbckey"}, 9000, "two", False, False, False, id="turn"),
+        pytest.param({"age": 90000}, 80000, "one", False, True, False, id="a-day-old"),
+        pytest.param({"age": 600}, 60, "one", False, False, False, id="right-after"),
+        pytest.param({"age": 600}, 60, "one", True, True, False, id="forced"),
+        pytest.param({"age": 600}, 60, "two", True, False, False, id="forced-once"),
+        pytest.param({"age": 600, "hashmatch": False}, 9000, "one", False, False, True, id="made-but-not-restarted"),
+        pytest.param({"age": 90000, "hashmatch": False}, 9000, "two", False, False, True, id="has-the-old-one"),
+        pytest.param({"age": 600, "hashmatch": False}, 60, "two", False, False, False, id="others-have-the-old-one"),
+        pytest.param({"age": 600, "stage": "reencrypt_active"}, 60, "one", True, False, False, id="under-way"),
+    ],
+)
+def test_a_key_is_made_by_one_server_and_taken_by_all(
+    status: dict[str, Any], up: int, host: str, force: bool, due: bool, behind: bool
+) -> None:
+    made = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=status.get("age", 0))
+    key = f"AES-CBC aescbckey-{made.strftime('%Y-%m-%dT%H:%M:%SZ')}"
+    told = {"enable": True, "stage": "reencrypt_finished", "hashmatch": True, "activekey": key} | status
+    role = Role(
+        now=answer(service={"age": up}),
+        inventory_hostname=host,
+        ansible_play_hosts_all=["one", "two"],
+        rke2_rotate_force=force,
+        __rke2_encryption={"stdout": json.dumps(told)},
+    )
+    assert (role.get("__rke2_encryption_due"), role.get("__rke2_encryption_behind")) == (due, behind)

@@ -6,7 +6,6 @@ Beside the settings, what the order means is kept: the chart's, then `hub.config
 from __future__ import annotations
 
 import os
-import re
 import sys
 from binascii import a2b_hex
 from pathlib import Path
@@ -36,16 +35,10 @@ def secret(name: str) -> str:
     return (HERE / "secret" / name).read_text().strip()
 
 
-def camel(name: str) -> str:
-    """Return what the chart calls a trait: snake_case as camelCase."""
-    return re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
-
-
 def take(section: Any, prefix: str, **paths: str) -> None:
     """Set traits of a class from values; those that are null stay as the class has them."""
     for trait, path in paths.items():
-        value = get(f"{prefix}.{path or camel(trait)}")
-        if value is not None:
+        if (value := get(f"{prefix}.{path}")) is not None:
             section[trait] = value
 
 
@@ -64,47 +57,38 @@ settings.ConfigurableHTTPProxy.api_url = f"http://proxy-api:{os.environ.get('PRO
 settings.ConfigurableHTTPProxy.auth_token = secret("hub.config.ConfigurableHTTPProxy.auth_token")
 if get("hub.db.type") == "sqlite-pvc":
     settings.JupyterHub.db_url = "sqlite:///jupyterhub.sqlite"
-take(settings.JupyterHub, "hub", base_url="", concurrent_spawn_limit="", template_paths="")
-take(settings.Spawner, "hub", consecutive_failure_limit="")
+take(settings.JupyterHub, "hub", base_url="baseUrl", template_paths="templatePaths")
+take(settings.JupyterHub, "hub", concurrent_spawn_limit="concurrentSpawnLimit")
+take(settings.Spawner, "hub", consecutive_failure_limit="consecutiveFailureLimit")
 
 spawner = settings.KubeSpawner
 release = os.environ.get("HELM_RELEASE_NAME", "jupyterhub")
 spawner.namespace = os.environ.get("POD_NAMESPACE", "default")
 spawner.common_labels = {"app": "jupyterhub", "release": release, "chart": "jupyterhub", "heritage": "jupyterhub"}
 spawner.image = f"{get('singleuser.image.name')}:{get('singleuser.image.tag')}"
-take(settings.Spawner, "singleuser", cmd="")
+spawner.extra_labels = {"hub.jupyter.org/network-access-hub": "true"}
+spawner.allow_privilege_escalation = False
+settings.Spawner.cmd = "jupyterhub-singleuser"
 take(
     spawner,
     "singleuser",
-    start_timeout="",
-    events_enabled="events",
-    extra_labels="",
-    allow_privilege_escalation="",
-    uid="",
-    fs_gid="",
-    mem_limit="memory.limit",
+    uid="uid",
+    fs_gid="fsGid",
+    start_timeout="startTimeout",
     mem_guarantee="memory.guarantee",
-    cpu_limit="cpu.limit",
-    cpu_guarantee="cpu.guarantee",
-    extra_resource_limits="extraResource.limits",
-    extra_resource_guarantees="extraResource.guarantees",
     environment="extraEnv",
-    profile_list="",
-    node_selector="",
+    profile_list="profileList",
     node_affinity_required="extraNodeAffinity.required",
-    node_affinity_preferred="extraNodeAffinity.preferred",
 )
 spawner.tolerations = get("scheduling.userPods.tolerations", []) + get("singleuser.extraTolerations", [])
 if get("scheduling.userScheduler.enabled"):
     spawner.scheduler_name = f"{release}-user-scheduler"
 if get("singleuser.cloudMetadata.blockWithIptables"):
-    tools = "singleuser.networkTools.image"
-    address = get("singleuser.cloudMetadata.ip")
     spawner.init_containers = [
         {
             "name": "block-cloud-metadata",
-            "image": f"{get(f'{tools}.name')}:{get(f'{tools}.tag')}",
-            "command": ["iptables", "-A", "OUTPUT", "-d", address, "-j", "DROP"],
+            "image": "quay.io/jupyterhub/k8s-network-tools:4.4.0",
+            "command": ["iptables", "-A", "OUTPUT", "-d", "169.254.169.254", "-j", "DROP"],
             "securityContext": {"privileged": True, "runAsUser": 0, "capabilities": {"add": ["NET_ADMIN"]}},
         }
     ]
@@ -113,18 +97,11 @@ volumes: list[dict[str, Any]] = []
 mounts: list[dict[str, Any]] = []
 if get("singleuser.storage.type") == "dynamic":
     spawner.storage_pvc_ensure = True
-    take(
-        spawner,
-        "singleuser.storage",
-        storage_capacity="capacity",
-        pvc_name_template="dynamic.pvcNameTemplate",
-        storage_class="dynamic.storageClass",
-        storage_access_modes="dynamic.storageAccessModes",
-    )
-    name = get("singleuser.storage.dynamic.volumeNameTemplate")
+    take(spawner, "singleuser.storage", storage_capacity="capacity", storage_class="dynamic.storageClass")
+    take(spawner, "singleuser.storage.dynamic", storage_access_modes="storageAccessModes")
     # A running home keeps its claim, whatever the template says by now.
-    volumes = [{"name": name, "persistentVolumeClaim": {"claimName": "{pvc_name}"}}]
-    mounts = [{"name": name, "mountPath": get("singleuser.storage.homeMountPath")}]
+    volumes = [{"name": "volume-{user_server}", "persistentVolumeClaim": {"claimName": "{pvc_name}"}}]
+    mounts = [{"name": "volume-{user_server}", "mountPath": get("singleuser.storage.homeMountPath")}]
 files = get("singleuser.extraFiles", {})
 if files:
     items = [{"key": name, "path": name} for name in files]
@@ -139,15 +116,10 @@ if get("cull.enabled"):
     culler = "jupyterhub-idle-culler"
     command = [sys.executable, "-m", "jupyterhub_idle_culler"]
     command.append(f"--url=http://localhost:8081{get('hub.baseUrl')}hub/api")
-    command += [
-        f"--{flag}={get(f'cull.{path}')}"
-        for flag, path in {
-            "timeout": "timeout", "cull-every": "every", "concurrency": "concurrency", "max-age": "maxAge",
-        }.items()
-    ]  # fmt: skip
-    command += [flag for flag, path in {
-        "--cull-users": "users", "--remove-named-servers": "removeNamedServers",
-    }.items() if get(f"cull.{path}")]  # fmt: skip
+    numbers = {"timeout": "timeout", "cull-every": "every", "concurrency": "concurrency", "max-age": "maxAge"}
+    command += [f"--{flag}={get(f'cull.{name}')}" for flag, name in numbers.items()]
+    switches = {"cull-users": "users", "remove-named-servers": "removeNamedServers"}
+    command += [f"--{flag}" for flag, name in switches.items() if get(f"cull.{name}")]
     scopes = ["list:users", "read:users:activity", "read:servers", "delete:servers"]
     settings.JupyterHub.load_roles.append({"name": culler, "scopes": scopes, "services": [culler]})
     settings.JupyterHub.services.append({"name": culler, "command": command})
@@ -158,10 +130,6 @@ for section, traits in get("hub.config", {}).items():
         raise SystemExit(f"hub.config.{section}: a class begins with a capital letter")
     if section != "CryptKeeper":
         settings[section].update(traits)
-
-if get("debug.enabled"):
-    settings.JupyterHub.log_level = "DEBUG"
-    settings.Spawner.debug = True
 
 for file in sorted((HERE / "jupyterhub_config.d").glob("*.py")):
     print(f"Loading {file}", flush=True)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import ssl
@@ -14,16 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import yaml
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # On the node's /run, so that a node that starts anew has whole GPUs until its manager has seen to it.
 STATE = Path("/run/lab-gpu/resources.json")
-LAYOUTS = Path("/layouts/config.yaml")
-SHARED = Path("/shared")
+# What the chart's values hand to one or the other.
+CONFIG = Path("/config")
+LAYOUTS = CONFIG / "config.yaml"
 LABEL = "nvidia.com/mig.config"
 GPUS = int(os.environ.get("GPUS", "8"))
 WHOLE = {"nvidia.com/gpu": GPUS}
@@ -56,43 +58,39 @@ def share(resources: Mapping[str, int], config: Mapping[str, Any]) -> dict[str, 
 
 
 def plugins() -> None:
-    """Run a device plugin for each resource, for ever; where one ends its devices are gone."""
+    """Run a device plugin for each resource, for ever; one that ends, as each does with its kubelet, is run again."""
     running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
     while True:
-        config = SHARED / os.environ.get("DEFAULT_CONFIG", "")
+        config = CONFIG / os.environ.get("DEFAULT_CONFIG", "")
         resources = json.loads(STATE.read_text()) if STATE.exists() else WHOLE
         if config.is_file():
             resources = share(resources, yaml.safe_load(config.read_text()))
         wanted = {(name, count) for name, count in resources.items() if count}
-        gone = running.keys() - wanted
+        gone = (running.keys() - wanted) | {one for one, child in running.items() if child.poll() is not None}
         for one in gone:
             running[one].terminate()
             running.pop(one).wait()
         # The kubelet has to see the end of a resource's plugin before its next one comes.
         time.sleep(1 if gone else 0)
         for name, count in wanted - running.keys():
-            running[name, count] = subprocess.Popen(["device-plugin", f"-resource={name}", f"-count={count}"])
-        if any(child.poll() is not None for child in running.values()):
-            sys.exit("a device plugin has ended")
+            running[name, count] = subprocess.Popen(["lab-plugin", "gpu", f"-resource={name}", f"-count={count}"])
         time.sleep(1)
 
 
 def node(patch: object = None) -> Mapping[str, str]:
     """The labels of this node, after a change to them if there is one."""
-    where = (os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"]))
-    context = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
-    connection = http.client.HTTPSConnection(*where, timeout=10, context=context)
-    headers = {
-        "Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}",
-        "Content-Type": "application/merge-patch+json",
-    }
-    body = None if patch is None else json.dumps({"metadata": {"labels": patch}})
-    path = f"/api/v1/nodes/{os.environ['NODE_NAME']}"
-    connection.request("GET" if body is None else "PATCH", path, body, headers)
-    answer = connection.getresponse()
-    if answer.status >= http.client.BAD_REQUEST:
-        raise OSError(f"{path}: {answer.status} {answer.read(200)!r}")
-    return dict(json.load(answer)["metadata"].get("labels", {}))
+    address = f"{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    request = Request(
+        f"https://{address}/api/v1/nodes/{os.environ['NODE_NAME']}",
+        None if patch is None else json.dumps({"metadata": {"labels": patch}}).encode(),
+        {
+            "Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}",
+            "Content-Type": "application/merge-patch+json",
+        },
+        method="GET" if patch is None else "PATCH",
+    )
+    with urlopen(request, timeout=10, context=ssl.create_default_context(cafile=ACCOUNT / "ca.crt")) as answer:  # noqa: S310
+        return dict(json.load(answer)["metadata"].get("labels", {}))
 
 
 def manage() -> None:
@@ -116,7 +114,7 @@ def manage() -> None:
                     state = "failed"
                 node({f"{LABEL}.state": state})
                 done = wanted
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, HTTPException) as error:
             print(error, flush=True)
         time.sleep(1)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import http.client
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from http.client import HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ KINDS = {
     "slices": "/apis/discovery.k8s.io/v1/endpointslices?",
     "secrets": "/api/v1/secrets?fieldSelector=type%3Dkubernetes.io/tls&",
 }
+# What the cluster's API tells of each kind, and whether that is new.
+KNOWN: dict[str, list[Object]] = {}
+CHANGED = threading.Event()
 PREFIX = "nginx.ingress.kubernetes.io/"
 # ingress-nginx's defaults, the dangerous ones included.
 WORDS = """
@@ -51,14 +54,12 @@ def key(item: Object) -> str:
 
 def settings(ingress: Object) -> dict[str, str]:
     """The defaults and an Ingress's annotations; one that is not understood, or is no plain word, is told and left."""
-    found = dict(DEFAULTS)
-    for name, value in ingress["metadata"].get("annotations", {}).items():
-        known = name.removeprefix(PREFIX)
-        if name.startswith(PREFIX) and (known not in DEFAULTS or not re.fullmatch(r"[0-9a-z]+", value)):
-            print(f"{key(ingress)}: annotation {name} is not understood here", flush=True)
-        elif name.startswith(PREFIX):
-            found[known] = value
-    return found
+    given = ingress["metadata"].get("annotations", {}).items()
+    wanted = {name.removeprefix(PREFIX): value for name, value in given if name.startswith(PREFIX)}
+    known = {name: value for name, value in wanted.items() if name in DEFAULTS and re.fullmatch(r"[0-9a-z]+", value)}
+    for name in wanted.keys() - known.keys():
+        print(f"{key(ingress)}: annotation {PREFIX}{name} is not understood here", flush=True)
+    return DEFAULTS | known
 
 
 def upstream(state: Mapping[str, Iterable[Object]], namespace: str, backend: Object) -> str:
@@ -86,7 +87,7 @@ def locations(path: str, kind: str) -> list[str]:
 def plan(state: Mapping[str, Iterable[Object]], class_name: str, default: str) -> dict[str, Any]:
     """What nginx shall serve: hosts with their locations and certificates, the oldest Ingress of a path winning."""
     secrets = {key(secret): secret["data"] for secret in state["secrets"]}
-    hosts: dict[str, dict[str, Any]] = {}
+    hosts: dict[str, dict[str, Any]] = {"_": {"locations": {}, "tls": False, "certificate": default}}
     ours = [ingress for ingress in state["ingresses"] if ingress["spec"].get("ingressClassName") == class_name]
     for ingress in sorted(ours, key=lambda one: (one["metadata"].get("creationTimestamp", ""), key(one))):
         namespace, wanted = ingress["metadata"]["namespace"], settings(ingress)
@@ -100,15 +101,13 @@ def plan(state: Mapping[str, Iterable[Object]], class_name: str, default: str) -
                 if rule.get("host") in entry.get("hosts", ()):
                     secret = f"{namespace}/{entry.get('secretName')}"
                     host["tls"], host["certificate"] = True, secret if secret in secrets else default
-    used = {host["certificate"] for host in hosts.values()} | {default}
     pairs = {
         name: "\n".join(base64.b64decode(secrets[name][part]).decode() for part in ("tls.crt", "tls.key"))
-        for name in sorted(used & secrets.keys())
+        for name in sorted({host["certificate"] for host in hosts.values()} & secrets.keys())
     }
     files = {name: f"{hashlib.sha256(pair.encode()).hexdigest()[:16]}.pem" for name, pair in pairs.items()}
     return {
         "hosts": {name: host | {"certificate": files.get(host["certificate"])} for name, host in sorted(hosts.items())},
-        "certificate": files.get(default),
         "files": {files[name]: pair for name, pair in pairs.items()},
         "ours": ours,
     }
@@ -120,71 +119,54 @@ def render(planned: Mapping[str, Any], run: Path = RUN) -> str:
     return str(jinja2.Template(text, trim_blocks=True, lstrip_blocks=True).render(planned, run=run))
 
 
-class Cluster:
-    """The objects of the cluster, as its API tells them."""
+def ask(path: str, method: str = "GET", body: str | None = None) -> HTTPResponse:
+    """One request to the cluster's API; the answer is read by the caller."""
+    context = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
+    connection = HTTPSConnection(os.environ["KUBERNETES_SERVICE_HOST"], timeout=330, context=context)
+    bearer = f"Bearer {(ACCOUNT / 'token').read_text()}"
+    connection.request(method, path, body, {"Authorization": bearer, "Content-Type": "application/merge-patch+json"})
+    answer = connection.getresponse()
+    if answer.status >= 400:
+        raise OSError(f"{method} {path}: {answer.status} {answer.read(200)!r}")
+    return answer
 
-    def __init__(self) -> None:
-        self.state: dict[str, dict[str, Object]] = {}
-        self.changed = threading.Event()
-        self.context = ssl.create_default_context(cafile=ACCOUNT / "ca.crt")
 
-    def ask(self, path: str, method: str = "GET", body: str | None = None) -> http.client.HTTPResponse:
-        """One request; the answer is read by the caller."""
-        where = (os.environ["KUBERNETES_SERVICE_HOST"], int(os.environ["KUBERNETES_SERVICE_PORT"]))
-        connection = http.client.HTTPSConnection(*where, timeout=330, context=self.context)
-        token = (ACCOUNT / "token").read_text()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/merge-patch+json"}
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        if answer.status >= http.client.BAD_REQUEST:
-            raise OSError(f"{method} {path}: {answer.status} {answer.read(200)!r}")
-        return answer
+def follow(kind: str) -> None:
+    """Keep the objects of one kind as they are in the cluster, for ever."""
+    while True:
+        try:
+            listed = json.load(ask(KINDS[kind]))
+            KNOWN[kind] = listed["items"]
+            CHANGED.set()
+            # Whatever happens to one of them, or to the watch, all are read again.
+            version = listed["metadata"]["resourceVersion"]
+            ask(f"{KINDS[kind]}watch=true&timeoutSeconds=300&resourceVersion={version}").readline()
+            time.sleep(0.3)
+        except (OSError, ValueError, HTTPException) as error:
+            print(f"{kind}: {error}", flush=True)
+            time.sleep(1)
 
-    def follow(self, kind: str) -> None:
-        """Keep the objects of one kind as they are in the cluster, for ever."""
-        while True:
-            try:
-                listed = json.load(self.ask(KINDS[kind]))
-                self.state[kind] = {key(item): item for item in listed["items"]}
-                self.changed.set()
-                version = listed["metadata"]["resourceVersion"]
-                for line in self.ask(f"{KINDS[kind]}watch=true&timeoutSeconds=300&resourceVersion={version}"):
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        break
-                    kept = {name: one for name, one in self.state[kind].items() if name != key(event["object"])}
-                    new = {} if event["type"] == "DELETED" else {key(event["object"]): event["object"]}
-                    self.state[kind] = kept | new
-                    self.changed.set()
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                print(f"{kind}: {error}", flush=True)
-                time.sleep(1)
 
-    def publish(self, ours: Iterable[Object], service: str) -> None:
-        """Write the address of the controller's Service into the Ingresses that it serves."""
-        found = self.state["services"].get(service, {})
-        addresses = [{"ip": one["ip"]} for one in found.get("status", {}).get("loadBalancer", {}).get("ingress", ())]
-        for one in ours:
-            seen = one.get("status", {}).get("loadBalancer", {}).get("ingress", [])
-            if [{"ip": entry.get("ip")} for entry in seen] != addresses:
-                path = f"/apis/networking.k8s.io/v1/namespaces/{key(one).replace('/', '/ingresses/')}/status"
-                self.ask(path, "PATCH", json.dumps({"status": {"loadBalancer": {"ingress": addresses}}})).read()
+def publish(ours: Iterable[Object], service: str) -> None:
+    """Write the address of the controller's Service into the Ingresses that it serves."""
+    given = [one for one in KNOWN["services"] if key(one) == service and one["status"].get("loadBalancer")]
+    addresses = [{"ip": one["ip"]} for found in given for one in found["status"]["loadBalancer"]["ingress"]]
+    for one in ours:
+        seen = one.get("status", {}).get("loadBalancer", {}).get("ingress", [])
+        if [{"ip": entry.get("ip")} for entry in seen] != addresses:
+            path = f"/apis/networking.k8s.io/v1/namespaces/{key(one).replace('/', '/ingresses/')}/status"
+            ask(path, "PATCH", json.dumps({"status": {"loadBalancer": {"ingress": addresses}}})).read()
 
 
 def apply(planned: Mapping[str, Any], nginx: subprocess.Popen[bytes] | None) -> subprocess.Popen[bytes]:
-    """Start nginx, or reload it when its configuration has changed and is valid."""
-    text, path = render(planned), RUN / "nginx.conf"
+    """Start nginx, or reload it when its configuration has changed and is valid; what is wrong with it nginx says."""
+    text, path, fresh = render(planned), RUN / "nginx.conf", RUN / "fresh.conf"
     if nginx and path.read_text() == text:
         return nginx
     for name, pair in planned["files"].items():
-        with os.fdopen(os.open(RUN / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as sink:
-            sink.write(pair)
-    fresh = RUN / "fresh.conf"
+        (RUN / name).write_text(pair)
     fresh.write_text(text)
-    checked = subprocess.run(["nginx", "-t", "-q", "-c", fresh], stderr=subprocess.PIPE, check=False)
-    if checked.returncode:
-        print(f"refused: {checked.stderr.decode()}", flush=True)
-    else:
+    if subprocess.run(["nginx", "-t", "-q", "-c", fresh], check=False).returncode == 0:
         fresh.rename(path)
         if nginx:
             nginx.send_signal(signal.SIGHUP)
@@ -194,26 +176,24 @@ def apply(planned: Mapping[str, Any], nginx: subprocess.Popen[bytes] | None) -> 
 def main(words: list[str]) -> int:
     """Follow the cluster until nginx ends."""
     parser = argparse.ArgumentParser()
-    for name in ("ingress-class", "controller-class", "configmap", "publish-service", "default-ssl-certificate"):
+    for name in ("ingress-class", "publish-service", "default-ssl-certificate"):
         parser.add_argument(f"--{name}", default="")
     options = parser.parse_args(words)
+    os.umask(0o077)
     RUN.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster()
     for kind in KINDS:
-        threading.Thread(target=cluster.follow, args=(kind,), daemon=True).start()
+        threading.Thread(target=follow, args=(kind,), daemon=True).start()
     nginx: subprocess.Popen[bytes] | None = None
     while nginx is None or nginx.poll() is None:
-        if not cluster.changed.wait(1) or cluster.state.keys() != KINDS.keys():
+        if not CHANGED.wait(1) or KNOWN.keys() != KINDS.keys():
             continue
-        time.sleep(0.3)
-        cluster.changed.clear()
-        state = {kind: list(objects.values()) for kind, objects in cluster.state.items()}
-        planned = plan(state, options.ingress_class, options.default_ssl_certificate)
+        CHANGED.clear()
+        planned = plan(dict(KNOWN), options.ingress_class, options.default_ssl_certificate)
         nginx = apply(planned, nginx)
         try:
             if options.publish_service:
-                cluster.publish(planned["ours"], options.publish_service)
-        except (OSError, http.client.HTTPException) as error:
+                publish(planned["ours"], options.publish_service)
+        except (OSError, HTTPException) as error:
             print(f"status: {error}", flush=True)
     return nginx.returncode or 0
 

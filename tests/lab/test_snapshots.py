@@ -1,0 +1,110 @@
+"""Every server keeps snapshots: one that is taken is seen by all of them, is whole, and goes when it is too old."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from ansible.parsing.vault import VaultLib, VaultSecret
+
+from build import STATE
+from tests.lab.running import DATA, Lab
+
+NAME = "test"
+DIRECTORY = f"{DATA}/server/db/snapshots"
+
+
+@pytest.mark.proves("snapshot-save", "snapshot-list", "snapshot-prune", "lab-snapshots")
+def test_a_snapshot_is_taken_on_every_server_told_with_all_about_it_and_pruned(lab: Lab) -> None:
+    done = lab.drive("snapshot", "save", "--name", NAME)
+    assert done.status == 0, done.told
+    ours = [one for one in done.document["snapshots"] if one["name"].startswith(f"{NAME}-")]
+    assert {one["server"] for one in ours} == set(lab.servers)
+    release = lab.installed(lab.servers[0])
+    for one in ours:
+        assert one["name"].startswith(f"{NAME}-{one['server']}-")
+        assert one["version"] == release
+        assert one["size"] == int(lab.sh(one["server"], f"stat -c %s {one['path']}"))
+        # Etcd's own tool agrees.
+        status = json.loads(lab.sh(one["server"], f"{DATA}/bin/etcdutl snapshot status {one['path']} -w json"))
+        assert status["totalKey"] > 100
+        told = json.loads(lab.sh(one["server"], "rke2 etcd-snapshot ls -o json"))["items"]
+        assert one["name"] in {item["spec"]["snapshotName"] for item in told}
+    done = lab.drive("snapshot", "prune", "--keep", "0", "--days", "0")
+    assert done.status == 0, done.told
+    assert not [one for one in done.document["snapshots"] if one["name"].startswith(f"{NAME}-")]
+    for server in lab.servers:
+        assert lab.sh(server, f"ls {DIRECTORY} | grep ^{NAME}- || true") == ""
+
+
+@pytest.mark.shard("restore")
+@pytest.mark.proves("snapshot-flipped")
+def test_a_snapshot_with_one_other_byte_is_found_and_is_not_restored(lab: Lab) -> None:
+    assert lab.drive("snapshot", "save", "--name", NAME).status == 0
+    server = lab.servers[1]
+    path = lab.sh(server, f"ls {DIRECTORY}/{NAME}-*").strip()
+    flip = f"p = '{path}'; d = bytearray(open(p, 'rb').read()); d[len(d) // 2] ^= 1; open(p, 'wb').write(d)"
+    lab.sh(server, f'python3 -c "{flip}"')
+    done = lab.drive("snapshot", "verify")
+    assert done.status == 1, done.told
+    assert f"{server}: {path}" in done.message, done.message
+    ill = [one["name"] for one in done.document["snapshots"] if not one["whole"]]
+    assert ill == [path.rpartition("/")[2]]
+    done = lab.drive("restore", ill[0], "--confirm", "lab")
+    assert done.status == 1, done.told
+    assert "is no whole snapshot" in done.message, done.message
+    assert lab.healthy()
+    assert lab.drive("snapshot", "prune", "--keep", "0", "--days", "0").status == 0
+    assert lab.drive("snapshot", "verify").status == 0
+
+
+@pytest.mark.shard("restore")
+@pytest.mark.proves("snapshot-fetch")
+def test_a_snapshot_is_fetched_sealed_opened_again_and_refused_with_another_byte(lab: Lab, tmp_path: Path) -> None:
+    assert lab.drive("snapshot", "save", "--name", NAME).status == 0
+    done = lab.drive("snapshot", "fetch", "--to", str(tmp_path))
+    assert done.status == 0, done.told
+    (one,) = done.document["snapshots"]
+    sealed = Path(one["path"])
+    manifest = json.loads(sealed.with_suffix(".json").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([sealed.name, f"{sealed.stem}.json"])
+    assert (manifest["cluster"], manifest["version"]) == ("lab", lab.installed(lab.servers[0]))
+    there = lab.sh(one["server"], f"sha256sum {DIRECTORY}/{one['name']}; stat -c %s {DIRECTORY}/{one['name']}").split()
+    assert (manifest["sha256"], manifest["size"]) == (there[0], int(there[2]))
+    # Sealed with the site's vault password, token and all; nothing of it is in the clear.
+    vault = VaultLib([("lab", VaultSecret((STATE / "vault_password").read_bytes()))])
+    with tarfile.open(fileobj=io.BytesIO(vault.decrypt(sealed.read_bytes()))) as archive:
+        token = archive.extractfile("token")
+        assert token is not None
+        assert token.read().decode() == lab.secrets()["vault_site_rke2_token"]
+    assert b"/registry/" not in sealed.read_bytes()
+    words = ("-e", f"rke2_fetch_directory={tmp_path}", "-e", f"rke2_fetch_snapshot={one['name']}", "--tags", "verify")
+    playbook = ["playbooks/operations/etcd_fetch.yml"]
+    assert lab.play(*words, playbooks=playbook).status == 0
+    data = bytearray(sealed.read_bytes())
+    data[len(data) // 2] ^= 1
+    sealed.write_bytes(data)
+    told = lab.play(*words, playbooks=playbook)
+    assert told.status != 0
+    assert "and its manifest says" in " ".join(told.output.split())
+    assert lab.drive("snapshot", "prune", "--keep", "0", "--days", "0").status == 0
+
+
+@pytest.mark.shard("restore")
+@pytest.mark.proves("lab-snapshots")
+def test_the_schedules_are_pruned_and_those_on_demand_are_not(lab: Lab) -> None:
+    """k3s: pkg/etcd/snapshot.go (pruneSnapshots): a retention is of one name on one node."""
+    server = lab.servers[0]
+    for name in (NAME, "etcd-snapshot", "etcd-snapshot"):
+        lab.sh(server, f"rke2 etcd-snapshot save --name {name}; sleep 1.1")
+    before = set(lab.sh(server, f"ls {DIRECTORY}").split())
+    lab.sh(server, "rke2 etcd-snapshot prune --name etcd-snapshot --snapshot-retention 1")
+    after = set(lab.sh(server, f"ls {DIRECTORY}").split())
+    assert len([name for name in after if name.startswith(f"etcd-snapshot-{server}-")]) == 1
+    assert {name for name in before - after if not name.startswith("etcd-snapshot-")} == set()
+    mine = " ".join(name for name in after if name.startswith(f"{NAME}-"))
+    lab.sh(server, f"rke2 etcd-snapshot delete {mine}")
+    assert mine not in lab.sh(server, f"ls {DIRECTORY}")
