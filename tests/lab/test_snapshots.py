@@ -62,7 +62,7 @@ def test_a_snapshot_with_one_other_byte_is_found_and_is_not_restored(lab: Lab) -
 
 
 @pytest.mark.shard("restore")
-@pytest.mark.proves("snapshot-fetch")
+@pytest.mark.proves("snapshot-fetch", "snapshot-push")
 def test_a_snapshot_is_fetched_sealed_opened_again_and_refused_with_another_byte(lab: Lab, tmp_path: Path) -> None:
     assert lab.drive("snapshot", "save", "--name", NAME).status == 0
     done = lab.drive("snapshot", "fetch", "--to", str(tmp_path))
@@ -84,6 +84,13 @@ def test_a_snapshot_is_fetched_sealed_opened_again_and_refused_with_another_byte
     words = ("-e", f"rke2_fetch_directory={tmp_path}", "-e", f"rke2_fetch_snapshot={one['name']}", "--tags", "verify")
     playbook = ["playbooks/operations/etcd_fetch.yml"]
     assert lab.play(*words, playbooks=playbook).status == 0
+    # Back to a server that has none; a second time nothing is done.
+    lab.sh(one["server"], f"rm {DIRECTORY}/{one['name']}")
+    assert lab.drive("snapshot", "push", one["name"], "--from", str(tmp_path)).status == 0
+    assert lab.sh(lab.servers[0], f"sha256sum {DIRECTORY}/{one['name']}").split()[0] == manifest["sha256"]
+    again = lab.play(*words[:4], playbooks=["playbooks/operations/etcd_push.yml"])
+    assert (again.status, again.changed) == (0, {}), again.output[-3000:]
+    assert len(list(tmp_path.iterdir())) == 2
     data = bytearray(sealed.read_bytes())
     data[len(data) // 2] ^= 1
     sealed.write_bytes(data)

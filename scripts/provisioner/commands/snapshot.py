@@ -23,6 +23,8 @@ app = typer.Typer(no_args_is_help=True, help="Snapshots of the cluster's state, 
 Name = Annotated[str, typer.Option(metavar="NAME", help="What the names of the new ones begin with.")]
 Keep = Annotated[int, typer.Option(metavar="N", min=0, help="How many of the newest each server keeps in any case.")]
 Days = Annotated[float, typer.Option(metavar="DAYS", min=0, help="Only those that are older are deleted.")]
+# What has a playbook of its own.
+ALONE = {"fetch": "etcd_fetch", "push": "etcd_push"}
 
 
 def size(count: int) -> str:
@@ -48,9 +50,10 @@ def rows(snapshots: Iterable[Mapping[str, Any]], now: datetime) -> list[tuple[st
 
 def _run(action: str, site: str, why: str, as_json: bool, verbose: int, **variables: Any) -> int:
     fetches = action == "fetch"
-    told = variables if fetches else {"rke2_snapshot_action": action} | variables
+    playbook = ALONE.get(action, "etcd_snapshot")
+    told = variables if action in ALONE else {"rke2_snapshot_action": action} | variables
     request = Request(f"snapshot-{action}", variables=told, looks=action in ("list", "verify"))
-    playbook, again = "etcd_fetch" if fetches else "etcd_snapshot", command("snapshot", action, "--site", site)
+    again = command("snapshot", action, *filter(None, [variables.get("rke2_fetch_snapshot")]), "--site", site)
     outcome = operate(request, site, playbook=playbook, why=why, then=again, as_json=as_json, verbosity=verbose)
     console = Console(as_json=as_json)
     found = outcome.report or []
@@ -121,3 +124,17 @@ def fetch(
     """Bring a snapshot here with the token that opens it, sealed with the site's vault password, and read it back."""
     variables = {"rke2_fetch_snapshot": name} | ({"rke2_fetch_directory": str(to.resolve())} if to else {})
     return _run("fetch", site, "sealed with the site's vault password, then read back", as_json, verbose, **variables)
+
+
+@app.command()
+def push(
+    name: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name, without .vault.")],
+    site: options.Site,
+    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where it is on this machine.")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> int:
+    """Bring a snapshot that was fetched back to the first server, new or old, where `restore` finds it."""
+    variables = {"rke2_fetch_snapshot": name}
+    variables |= {"rke2_fetch_directory": str(source.resolve())} if source else {}
+    return _run("push", site, "back to where a restore looks for it", as_json, verbose, **variables)

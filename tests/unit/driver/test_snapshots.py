@@ -84,7 +84,7 @@ def operations(checkout: Checkout, ansible: Ansible, monkeypatch: pytest.MonkeyP
     """The playbooks of both verbs; returns the variables of each call, and answers as the servers would."""
     directory = checkout.root / "playbooks/operations"
     directory.mkdir()
-    for name in ("etcd_snapshot", "etcd_restore", "etcd_fetch"):
+    for name in ("etcd_snapshot", "etcd_restore", "etcd_fetch", "etcd_push"):
         (directory / f"{name}.yml").write_text(PLAY.format(hosts="rke2_server", more=""), encoding="utf-8")
     calls: list[dict[str, Any]] = []
 
@@ -159,3 +159,13 @@ def test_what_was_fetched_is_told_with_its_place(
     assert operations[0]["rke2_fetch_directory"] == str(tmp_path)
     checkout.run("snapshot", "fetch", "--site", "here")
     assert "rke2_fetch_directory" not in operations[1]
+
+
+@pytest.mark.proves("snapshot-push")
+def test_what_was_fetched_is_brought_back_by_its_name(
+    checkout: Checkout, ansible: Ansible, operations: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    done = checkout.run("snapshot", "push", "one", "--site", "here", "--from", str(tmp_path))
+    assert done.exit_code == 0, done.stderr
+    assert ansible.ran == [["lock", "etcd_push", "unlock"]]
+    assert (operations[0]["rke2_fetch_snapshot"], operations[0]["rke2_fetch_directory"]) == ("one", str(tmp_path))
