@@ -155,7 +155,8 @@ def test_commands_in_the_documentation_name_targets_and_files_that_exist() -> No
 
 def _commands(text: str) -> Iterator[str]:
     """Yield every command that a page shows: code in a sentence, over line ends too, and indented lines."""
-    prose, block = [], []
+    prose: list[str] = []
+    block: list[str] = []
     for line in text.splitlines():
         (block if line.startswith("    ") else prose).append(line)
     yield from (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", "\n".join(prose)))

@@ -1,3 +1,4 @@
+#!/bin/sh
 # What a helper from afar asks first, in sections. $1: RKE2's data directory. $2: lines of each log.
 section() { echo "==> $1"; }
 section versions
@@ -13,9 +14,7 @@ for unit in rke2-server rke2-agent keepalived; do
   lines=$(journalctl -u $unit -n "$2" -o short-iso --no-pager 2>/dev/null)
   [ -z "$lines" ] || { section $unit.log; echo "$lines"; }
 done
-for log in kubelet.log; do
-  [ ! -e "$1/agent/logs/$log" ] || { section $log; tail -n "$2" "$1/agent/logs/$log"; }
-done
+[ ! -e "$1/agent/logs/kubelet.log" ] || { section kubelet.log; tail -n "$2" "$1/agent/logs/kubelet.log"; }
 [ -d "$1/server/db/etcd" ] || exit 0
 section etcd
 python3 - "$1/server/tls/etcd" <<'PYTHON'

@@ -160,8 +160,8 @@ def test_whatever_runs_no_plan_breaks_a_rule_at_any_moment(running: list[str], t
     now = {node.name: (node.server, node.running) for node in site(running)}
 
     def well() -> bool:
-        servers = [release(at) or () for server, at in now.values() if server]
-        agents = [release(at) or () for server, at in now.values() if not server]
+        servers = [found for server, at in now.values() if server and (found := release(at))]
+        agents = [found for server, at in now.values() if not server and (found := release(at))]
         apart = max(servers)[1] - min(servers)[1]
         return apart <= 1 and min(servers)[1] - min(agents)[1] <= 3
 

@@ -29,7 +29,7 @@ esac
 
 def pod(name: str, owner: str = "", labels: dict[str, str] | None = None, gpus: int = 0, **more: Any) -> dict[str, Any]:
     """Return a pod as the API gives it."""
-    metadata = {"namespace": "hub", "name": name, "labels": labels or {}}
+    metadata: dict[str, Any] = {"namespace": "hub", "name": name, "labels": labels or {}}
     if owner:
         metadata["ownerReferences"] = [{"kind": owner, "controller": True}]
     limits = {"nvidia.com/gpu": str(gpus)} if gpus else {}

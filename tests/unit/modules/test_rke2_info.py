@@ -133,6 +133,7 @@ def test_a_member_is_told_in_one_answer(capsys: pytest.CaptureFixture[str], mach
     result = run(capsys, machine, watched=[str(path) for path in watched], node_name="a")
     assert (result["installed_version"], result["join_url"]) == (VERSION, "https://192.0.2.20:9345")
     assert (result["datastore"], result["joined"], result["images"]) == (True, True, ["rke2-images-core.tar.zst"])
+    assert result["service"].pop("age") > 0
     assert result["service"] == {"active": "active", "sub": "running", "enabled": True, "since": 5, "restarts": 2}
     assert result["digest"] == {"now": hashlib.sha256(b"12").hexdigest(), "started": "abc"}
     assert result["nodes"]["a"] == {
