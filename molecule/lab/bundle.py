@@ -42,15 +42,23 @@ SUMS = "sha256sum-amd64.txt"
 UPSTREAM = "https://github.com/rancher/rke2/releases/download"
 
 
-def fetch(source: str, release: str, name: str, target: Path) -> None:
-    """Bring one file of a release from a directory or URL laid out as <release>/<file>."""
+def chosen(setting: str) -> bool:
+    """Whether upstream's own is to be taken instead of the lab's."""
+    kind = os.environ.get(setting, "lab")
+    if kind not in ("lab", "upstream"):
+        sys.exit(f"lab: {setting}={kind} means nothing; leave it out, or say {setting}=upstream")
+    return kind == "upstream"
+
+
+def fetch(source: str, place: str, target: Path, wanted: str) -> None:
+    """Bring one file from a directory or URL; wanted: which setting names it, and how it is laid out."""
     base = source if "://" in source else Path(source).absolute().as_uri()
-    url = f"{base}/{quote(release, safe='')}/{name}"
+    url = f"{base}/{quote(place)}"
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as sink:  # noqa: S310
             shutil.copyfileobj(answer, sink, 1 << 20)
     except OSError as error:
-        sys.exit(f"lab: {url} cannot be had: {error}; LAB_RKE2_SOURCE is a directory or URL with <release>/<file>")
+        sys.exit(f"lab: {url} cannot be had: {error}; {wanted}")
 
 
 def upstream(release: str, source: str) -> Path:
@@ -58,11 +66,12 @@ def upstream(release: str, source: str) -> Path:
 
     def make(target: Path) -> None:
         target.mkdir()
-        fetch(source, release, SUMS, target / SUMS)
+        wanted = "LAB_RKE2_SOURCE is a directory or URL with <release>/<file>"
+        fetch(source, f"{release}/{SUMS}", target / SUMS, wanted)
         lines = [line.split() for line in (target / SUMS).read_text().splitlines()]
         sums = {words[1].lstrip("*"): words[0] for words in lines if len(words) == 2}
         for name in UPSTREAM_FILES:
-            fetch(source, release, name, target / name)
+            fetch(source, f"{release}/{name}", target / name, wanted)
             if (seen := images.sha256(target / name)) != sums.get(name):
                 sys.exit(f"lab: {name} of {release} from {source}: sha256 is {seen}, {SUMS} says {sums.get(name)}")
 
@@ -71,10 +80,7 @@ def upstream(release: str, source: str) -> Path:
 
 def release_files(release: str) -> Path:
     """The directory of one release of RKE2: lab RKE2's, or upstream's where LAB_RKE2=upstream."""
-    kind = os.environ.get("LAB_RKE2", "lab")
-    if kind not in ("lab", "upstream"):
-        sys.exit(f"lab: LAB_RKE2={kind} means nothing; leave it out, or say LAB_RKE2=upstream")
-    if kind == "upstream":
+    if chosen("LAB_RKE2"):
         return upstream(release, os.environ.get("LAB_RKE2_SOURCE") or UPSTREAM)
     return artifacts(release)
 
@@ -131,7 +137,21 @@ def charts(platform: Path = images.PLATFORM) -> dict[str, Path]:
         found[place] = cached(f"chart-{about['name']}", digest(chart, name), make)
     for name, source in COMPONENTS["charts"].items():
         found[f"charts/{name}/{source['version']}"] = module_chart(name, **source)
-    return found
+    return {place: upstream_chart(place) for place in found} if chosen("LAB_CHARTS") else found
+
+
+def upstream_chart(place: str) -> Path:
+    """The directory with a chart as upstream packs it."""
+    source, name = os.environ.get("LAB_CHARTS_SOURCE", ""), "{1}-{2}.tgz".format(*place.split("/"))
+    wanted = "LAB_CHARTS_SOURCE is a directory or URL with <chart>-<version>.tgz"
+    if not source:
+        sys.exit(f"lab: LAB_CHARTS=upstream and no word where {name} is; {wanted}")
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        fetch(source, name, target / name, wanted)
+
+    return cached(f"upstream-{name}", digest(source), make)
 
 
 def module_chart(name: str, version: str, module: str, directory: str) -> Path:
@@ -197,7 +217,7 @@ def build() -> None:
     with ThreadPoolExecutor(3) as pool:
         # What the network gives and what the compilers make, side by side: a compiler waits for its modules too.
         beside: list[Future[Any]] = [pool.submit(lambda: (tools(), node_image(), gate_image(), packages()))]
-        if os.environ.get("LAB_RKE2", "lab") == "lab":
+        if not chosen("LAB_RKE2"):
             beside.append(pool.submit(lambda: [program(name) for name in COMPONENTS["programs"]]))
         for release in COMPONENTS["releases"]:
             release_files(release)

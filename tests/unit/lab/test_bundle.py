@@ -169,3 +169,20 @@ def test_a_changed_chart_makes_another_bundle_and_nothing_changed_leaves_it_alon
     (small / "templates/x.yaml").write_text("{a: 1}")
     bundle.bundle(made)
     assert (made / "manifest.json").read_text() != before
+
+
+@pytest.mark.proves("lab-upstream-charts")
+def test_upstreams_charts_are_taken_from_a_directory_under_the_names_and_versions_of_the_labs(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAB_CHARTS", "upstream")
+    with pytest.raises(SystemExit, match=r"no word where metallb-0.16.1.tgz is; LAB_CHARTS_SOURCE is a directory"):
+        bundle.charts()
+    monkeypatch.setenv("LAB_CHARTS_SOURCE", str(tmp_path / "charts"))
+    with pytest.raises(SystemExit, match=r"metallb-0.16.1.tgz cannot be had: .*; LAB_CHARTS_SOURCE is a directory"):
+        bundle.charts()
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts/metallb-0.16.1.tgz").write_text("upstream's")
+    made = bundle.charts()
+    assert [*made] == ["charts/metallb/0.16.1"]
+    assert (made["charts/metallb/0.16.1"] / "metallb-0.16.1.tgz").read_text() == "upstream's"
