@@ -13,11 +13,11 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "gpu" {
-		gpu(os.Args[2:])
-	} else {
-		nfs(os.Args[1:])
+	plugins := map[string]func([]string){"gpu": gpu, "nfs": nfs}
+	if len(os.Args) < 2 || plugins[os.Args[1]] == nil {
+		log.Fatal("usage: lab-plugin gpu|nfs --option=value ...")
 	}
+	plugins[os.Args[1]](os.Args[2:])
 }
 
 // serve answers on a socket until the process is told to end.
