@@ -133,7 +133,7 @@ def test_a_living_cluster_goes_back_and_says_before_what_is_lost(
     assert f"Secret {SPACE}/later" in done.document["plan"]["comparison"]["vanish"]
     assert lab.drive("restore", name, "--confirm", "elsewhere").status == 2
     assert len(objects(lab)) == COUNT - 100
-    pods = "jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[0].containerID}{'\\n'}{end}"
+    pods = 'jsonpath={range .items[*]}{.metadata.name} {.status.containerStatuses[*].containerID}{"\\n"}{end}'
     where = ("-n", "kube-system", "get", "pods", "--field-selector", f"spec.nodeName={lab.agents[0]}", "-o", pods)
     running = lab.kubectl(*where)
     done = lab.drive("restore", name, "--confirm", "lab")
