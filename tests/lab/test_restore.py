@@ -51,6 +51,8 @@ def destroy(lab: Lab) -> None:
 @pytest.fixture
 def snapshot(lab: Lab) -> Iterator[tuple[str, dict[str, tuple[str, str]]]]:
     """A snapshot of 500 objects, of which 100 were changed and 100 deleted since; its name, and the 500."""
+    # What a run that was cut off has left.
+    assert lab.drive("snapshot", "prune", "--keep", "0", "--days", "0").status == 0
     lab.kubectl("create", "namespace", SPACE, check=False)
     apply(lab, [config(number, f"first {number}") for number in range(COUNT)])
     before = objects(lab)
