@@ -436,8 +436,7 @@ def refused(person: Visitor) -> None:
         return [url for status, url in person.answers if status == 403 and "/jupyterhub/hub/" in url]
 
     assert person.until("the hub's refusal", no)
-    text = person.text().lower()
-    assert "403" in text or "not allowed" in text, text
+    person.until("what the hub says", lambda: "403" in person.text() or "not allowed" in person.text().lower())
     assert not person.page.locator("#spawn_form").count()
 
 
