@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from provisioner import inventory, lock, machines, plan, project, rollout, stages
 from provisioner import journal as log
@@ -190,7 +190,8 @@ def operate(
     """Run an operation, a playbook of playbooks/operations, as one step; return how it ended and what it reported.
 
     why: the reason to show. then: the command to type when it fails. The site's lock, the servers' lock where
-    it changes something, journal, progress and Ctrl-C are those of a deploy. The caller prints report and document.
+    it changes something, journal, progress and Ctrl-C are those of a deploy. The report is the caller's to show;
+    `finish` says how it ended.
     waves: the playbook goes over its hosts in these, one call a wave, and the health of the cluster is watched.
     """
     where = project.find()
@@ -214,6 +215,33 @@ def operate(
     if outcome.result == "interrupted" and not outcome.failures:
         console.error("stopped as asked; what was begun is finished by the next run", then)
     return outcome
+
+
+def finish(console: Console, verb: str, site: str, outcome: Outcome, then: str, **more: Any) -> int:
+    """Print how an operation ended, as the last line and as the document; return the exit code.
+
+    then: the command to type after a failure. more: what else the document says.
+    """
+    well = outcome.result == "ok"
+    changed = sum(end.changed for end in outcome.stages)
+    line = f"{verb} {site}: {outcome.result}, {changed} changed, {span(outcome.seconds)}"
+    console.say(line, "green" if well else "bold red")
+    console.document(
+        {
+            "run_id": outcome.run_id,
+            "verb": verb,
+            "site": site,
+            "result": outcome.result,
+            "exit_code": int(outcome.exit_code),
+            "seconds": outcome.seconds,
+            "changed": changed,
+            "stages": [end.model_dump(mode="json") for end in outcome.stages],
+            "failures": [failure.model_dump(mode="json") for failure in outcome.failures],
+            "next": None if well else then,
+        }
+        | more
+    )
+    return outcome.exit_code
 
 
 def launch(

@@ -114,10 +114,10 @@ class Lab:
         """Names of the members that vote."""
         return {member["name"] for member in self.members(server) if not member.get("isLearner")}
 
-    def play(self, *words: str, playbooks: Sequence[str] = ("playbooks/site.yml",)) -> Recap:
+    def play(self, *words: str, playbooks: Sequence[str] = ("playbooks/site.yml",), timeout: float = 1200) -> Recap:
         """Run plain ansible-playbook on the lab's site."""
         command = [str(ROOT / ".venv/bin/ansible-playbook"), "-i", str(SITE), *words, *playbooks]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout)
         return Recap(done.returncode, done.stdout + done.stderr)
 
     def drive(
@@ -162,10 +162,10 @@ class Lab:
             (target / "inventories/lab/group_vars/all/zz-test.yml").write_text(yaml.safe_dump(dict(parameters)))
         return target
 
-    def secrets(self) -> dict[str, str]:
+    def secrets(self, vault: Path = STATE / "vault.yml") -> dict[str, str]:
         """The site's secrets by name."""
-        vault = VaultLib([("lab", VaultSecret((STATE / "vault_password").read_bytes()))])
-        return yaml.safe_load(vault.decrypt((STATE / "vault.yml").read_text()))  # type: ignore[no-any-return]
+        opener = VaultLib([("lab", VaultSecret((STATE / "vault_password").read_bytes()))])
+        return yaml.safe_load(opener.decrypt(vault.read_text()))  # type: ignore[no-any-return]
 
     def seal(self, secrets: Mapping[str, str], target: Path) -> None:
         """Write a vault with these secrets."""

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,14 @@ NAME = "upgrade-test"
 KUBECONFIG = Path.home() / ".kube/metalhub-lab.yaml"
 # Calls a service every 100 ms from inside the cluster, and notes every answer that did not come.
 CALLER = """
-import sys, time, urllib.request
+import http.client, time, urllib.request
 calls = failures = 0
 while True:
     began = time.time()
     try:
         calls += 1
         urllib.request.urlopen("http://{address}/", timeout=2).read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         failures += 1
         print(began, error, file=open("/run/{name}.failures", "a"), flush=True)
     open("/run/{name}.calls", "w").write(str(calls))
@@ -116,6 +117,8 @@ class Writer(threading.Thread):
         """Read the administrator's credentials."""
         super().__init__(daemon=True)
         self.over = threading.Event()
+        # What another run has left, or a restore brought back, is in nobody's way.
+        self.prefix = f"{NAME}-{int(time.time())}"
         self.acknowledged: list[str] = []
         self.windows: list[tuple[float, float]] = []
         config = yaml.safe_load(KUBECONFIG.read_text())
@@ -147,12 +150,13 @@ class Writer(threading.Thread):
         number, since = 0, 0.0
         while not self.over.wait(0.5):
             number, began = number + 1, time.monotonic()
-            if self.write(f"{NAME}-{number}"):
-                self.acknowledged.append(f"{NAME}-{number}")
+            if self.write(f"{self.prefix}-{number}"):
+                self.acknowledged.append(f"{self.prefix}-{number}")
                 self.windows += [(since, began - since)] if since else []
                 since = 0.0
             else:
                 since = since or began
+        self.windows += [(since, time.monotonic() - since)] if since else []
 
     def end(self) -> None:
         """Stop writing."""
@@ -161,9 +165,13 @@ class Writer(threading.Thread):
 
 
 @pytest.fixture
-def site(lab: Lab, tmp_path: Path) -> Path:
-    """A checkout of its own, whose versions.yml an upgrade may write."""
-    return lab.copy(tmp_path / "site")
+def site(lab: Lab, tmp_path: Path) -> Iterator[Path]:
+    """A checkout of its own, whose versions.yml an upgrade may write; what a failed test left is taken back."""
+    root = lab.copy(tmp_path / "site")
+    yield root
+    left = {lab.installed(name) for name in lab.machines} - {OLD}
+    if left:
+        back(lab, root, left.pop())
 
 
 def release_of(root: Path) -> str:
@@ -207,6 +215,8 @@ def back(lab: Lab, root: Path, new: str = NEW) -> None:
     assert restored.status == 0, restored.told + restored.message
     whole(lab, OLD)
     assert release_of(root) == OLD
+    # Those that the snapshot had already.
+    lab.kubectl("delete", "configmaps", "-l", f"app={NAME}", "--wait=false")
 
 
 @pytest.mark.proves("upgrade-plan-running")
@@ -342,7 +352,7 @@ def test_the_real_next_minor_is_reached_and_left_again_by_plain_ansible(lab: Lab
         assert refused.status == 2
         assert "helm" in refused.document["error"]
         writer.start()
-        done = lab.play("-e", f"rke2_version={newer}", playbooks=("playbooks/operations/upgrade.yml",))
+        done = lab.play("-e", f"rke2_version={newer}", playbooks=("playbooks/operations/upgrade.yml",), timeout=2400)
         writer.end()
         assert done.status == 0, done.output[-3000:]
         calls, failures = service.told()

@@ -172,8 +172,10 @@ class Server(Node):
         sans = [config.node_ip, "127.0.0.1", "localhost", config.node_name, *config.all("tls-san")]
         registration = {"name": config.node_name, "criSocket": "unix:///run/k3s/containerd/containerd.sock"}
         networks = {"podSubnet": "cluster-cidr", "serviceSubnet": "service-cidr", "dnsDomain": "cluster-domain"}
-        timing = args("etcd-arg", heartbeat_interval="500", election_timeout="5000")
-        etcd = {"dataDir": str(self.paths.db / "etcd"), "imageTag": self.release["tag"], "extraArgs": timing}
+        member = {"heartbeat_interval": "500", "election_timeout": "5000"}
+        member |= {"listen_client_http_urls": "https://127.0.0.1:2382"}
+        etcd: dict[str, Any] = {"dataDir": str(self.paths.db / "etcd"), "imageTag": self.release["tag"]}
+        etcd["extraArgs"] = args("etcd-arg", **member)
         fixed, api = {"anonymous_auth": "false", "profiling": "false"}, dict[str, Any]()
         if self.encryption.keys():
             cred = str(self.paths.server / "cred")

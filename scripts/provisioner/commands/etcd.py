@@ -6,10 +6,9 @@ import typer
 
 from provisioner import etcd
 from provisioner.commands import options
-from provisioner.commands.rotate import finish
 from provisioner.console import STYLES, Console
 from provisioner.errors import command
-from provisioner.launch import operate
+from provisioner.launch import finish, operate
 from provisioner.plan import Request
 
 app = typer.Typer(no_args_is_help=True, help="Look after the cluster's database.")
@@ -44,7 +43,7 @@ def _operate(request: Request, playbook: str, why: str, site: str, as_json: bool
     if outcome.result == "ok" and request.looks and any(one.verdict != "ok" for one in found):
         console.say(f"-> {command('etcd', 'defrag', '--site', site)}", "yellow")
     servers = {one.server: report[one.server] | {"verdict": one.verdict} for one in found}
-    return finish(console, site, outcome, request.verb, again, servers=servers)
+    return finish(console, request.verb, site, outcome, again, servers=servers)
 
 
 @app.command()

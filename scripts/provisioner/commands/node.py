@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 from provisioner import inventory, lock, machines, project, stages
 from provisioner.commands import options
-from provisioner.console import Console, count, span
+from provisioner.console import Console, count
 from provisioner.errors import ProvisionError, command
-from provisioner.launch import launch, operate
+from provisioner.launch import finish, launch, operate
 from provisioner.plan import Request
 
 app = typer.Typer(no_args_is_help=True, help="Machines that come, go, or need their packages and a reboot.")
 
 
-class DrainPolicy(StrEnum):
-    """What happens to pods that nothing would start elsewhere, users' servers above all."""
-
-    WAIT = "wait"
-    EVICT = "evict"
-    SKIP = "skip"
-
-
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The machine, as the inventory calls it.")]
 Names = Annotated[list[str], typer.Argument(metavar="NAME…", help="Machines, as the inventory calls them.")]
-Policy = Annotated[
-    DrainPolicy,
-    typer.Option(help="Wait for users' servers to end by themselves, evict them, or skip the drain altogether."),
-]
 PoweredOff = Annotated[
     bool, typer.Option("--powered-off", help="The machine is silent, and somebody has seen it without power.")
 ]
@@ -45,6 +32,11 @@ def _verb(name: str) -> list[str]:
     return name.split("-", 1)
 
 
+def _typed(policy: options.Drain | None) -> list[str]:
+    """Return how a policy was typed."""
+    return ["--drain-policy", policy] if policy else []
+
+
 def run(
     verb: str, playbook: str, site: str, why: str, words: tuple[str, ...], as_json: bool, verbosity: int, **asked: Any
 ) -> tuple[int, Console]:
@@ -54,14 +46,7 @@ def run(
     request = Request(verb, limit=limit, variables={"rke2_drain_owner": lock.me(), **asked})
     then = command(*_verb(verb), *words, "--site", site)
     outcome = operate(request, site, playbook=playbook, why=why, then=then, as_json=as_json, verbosity=verbosity)
-    well = outcome.result == "ok"
-    console.say(f"{verb} {site}: {outcome.result}, {span(outcome.seconds)}", "green" if well else "bold red")
-    document: dict[str, Any] = {"run_id": outcome.run_id, "verb": verb, "site": site, "result": outcome.result}
-    document |= {"exit_code": int(outcome.exit_code), "seconds": outcome.seconds}
-    document |= {"stages": [end.model_dump(mode="json") for end in outcome.stages]}
-    document |= {"failures": [failure.model_dump(mode="json") for failure in outcome.failures]}
-    console.document(document | {"next": None if well else then})
-    return outcome.exit_code, console
+    return finish(console, verb, site, outcome, then), console
 
 
 def _groups(site: str) -> Any:
@@ -82,13 +67,25 @@ def add(site: options.Site, names: Names, as_json: options.Json = False, verbose
     return launch(Request("deploy", limit=limit), site, as_json=as_json, verbosity=verbose)
 
 
-def _leave(verb: str, site: str, name: str, asked: dict[str, Any], as_json: bool, verbosity: int, closing: str) -> int:
+def _leave(
+    verb: str,
+    site: str,
+    name: str,
+    policy: options.Drain | None,
+    powered_off: bool,
+    leave_volumes: bool,
+    as_json: bool,
+    verbosity: int,
+    closing: str,
+) -> int:
     machines.known([name], _groups(site))
     words = [name]
-    words += ["--powered-off"] if asked["rke2_lost_powered_off"] else []
-    words += ["--leave-volumes"] if asked["rke2_remove_leave_volumes"] else []
+    words += ["--powered-off"] if powered_off else []
+    words += ["--leave-volumes"] if leave_volumes else []
+    words += _typed(policy)
+    asked: dict[str, Any] = {"rke2_drain_policy": policy or options.Drain.WAIT, "rke2_lost_powered_off": powered_off}
+    asked |= {"rke2_remove_leave_volumes": leave_volumes, "rke2_remove_node": name}
     why = f"{name} leaves the cluster for good"
-    asked |= {"rke2_remove_node": name}
     code, console = run(verb, "node_remove", site, why, tuple(words), as_json, verbosity, **asked)
     if not code:
         console.say(closing)
@@ -99,7 +96,7 @@ def _leave(verb: str, site: str, name: str, asked: dict[str, Any], as_json: bool
 def remove(
     site: options.Site,
     name: Name,
-    drain_policy: Policy = DrainPolicy.WAIT,
+    drain_policy: options.DrainPolicy = None,
     powered_off: PoweredOff = False,
     leave_volumes: LeaveVolumes = False,
     as_json: options.Json = False,
@@ -109,35 +106,37 @@ def remove(
 
     Refused, with the numbers, when etcd could not do without it, and when a volume lies on its disk and nowhere else.
     """
-    asked = {"rke2_drain_policy": drain_policy.value, "rke2_lost_powered_off": powered_off}
-    asked |= {"rke2_remove_leave_volumes": leave_volumes}
     again = command("deploy", "--site", site)
     closing = f"Take {name} out of hosts.yml, then let the others forget its address: {again}"
-    return _leave("node-remove", site, name, asked, as_json, verbose, closing)
+    return _leave("node-remove", site, name, drain_policy, powered_off, leave_volumes, as_json, verbose, closing)
 
 
 @app.command()
 def replace(
     site: options.Site,
     name: Name,
-    drain_policy: Policy = DrainPolicy.WAIT,
+    drain_policy: options.DrainPolicy = None,
     powered_off: PoweredOff = False,
     leave_volumes: LeaveVolumes = False,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
     """Take a machine out of the cluster and say how the new one in its place comes in."""
-    asked = {"rke2_drain_policy": drain_policy.value, "rke2_lost_powered_off": powered_off}
-    asked |= {"rke2_remove_leave_volumes": leave_volumes}
     closing = (
         f"Give the new machine the name and address of {name}, forget the old one's key (ssh-keygen -R), then: "
         + command(*_verb("node-add"), name, "--site", site)
     )
-    return _leave("node-replace", site, name, asked, as_json, verbose, closing)
+    return _leave("node-replace", site, name, drain_policy, powered_off, leave_volumes, as_json, verbose, closing)
 
 
 def _one_by_one(
-    verb: str, site: str, names: list[str] | None, every: bool, policy: DrainPolicy, as_json: bool, verbosity: int
+    verb: str,
+    site: str,
+    names: list[str] | None,
+    every: bool,
+    policy: options.Drain | None,
+    as_json: bool,
+    verbosity: int,
 ) -> int:
     groups = _groups(site)
     if bool(names) == every:
@@ -146,9 +145,9 @@ def _one_by_one(
             f"For one: {command(*_verb(verb), groups[machines.MACHINES][0], '--site', site)}",
         )
     chosen = machines.known(names or groups[machines.MACHINES], groups)
-    asked = {"rke2_drain_policy": policy.value, "limit": ",".join(chosen)}
+    asked = {"rke2_drain_policy": policy or options.Drain.WAIT, "limit": ",".join(chosen)}
     why = f"{count(len(chosen), 'machine')}, one at a time: {', '.join(chosen)}"
-    words = ("--all",) if every else chosen
+    words = (*(("--all",) if every else chosen), *_typed(policy))
     playbook = verb.replace("-", "_")
     return run(verb, playbook, site, why, words, as_json, verbosity, **asked)[0]
 
@@ -162,7 +161,7 @@ def reboot(
     site: options.Site,
     names: Chosen = None,
     every: All = False,
-    drain_policy: Policy = DrainPolicy.WAIT,
+    drain_policy: options.DrainPolicy = None,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
@@ -175,7 +174,7 @@ def patch(
     site: options.Site,
     names: Chosen = None,
     every: All = False,
-    drain_policy: Policy = DrainPolicy.WAIT,
+    drain_policy: options.DrainPolicy = None,
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:

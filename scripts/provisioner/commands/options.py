@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 JSON_KEY = "provisioner.json"
+
+
+class Drain(StrEnum):
+    """What happens to pods that nothing would start elsewhere, users' servers above all."""
+
+    WAIT = "wait"
+    EVICT = "evict"
+    SKIP = "skip"
 
 
 def _remember(context: typer.Context, value: bool) -> bool:
@@ -33,6 +42,13 @@ Limit = Annotated[
     str | None, typer.Option("--limit", metavar="PATTERN", help="Only hosts that match Ansible's host pattern.")
 ]
 Confirm = Annotated[str, typer.Option("--confirm", metavar="SITE", help="The name of the site, if it is protected.")]
+DrainPolicy = Annotated[
+    Drain | None,
+    typer.Option(
+        "--drain-policy",
+        help="Wait for users' servers to end by themselves (unless given), evict them, or skip the drain altogether.",
+    ),
+]
 Json = Annotated[
     bool, typer.Option("--json", callback=_remember, help="One JSON document on stdout, everything else on stderr.")
 ]

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from provisioner.commands import options
-from provisioner.console import Console, span
+from provisioner.console import Console
 from provisioner.errors import ExitCode, command
-from provisioner.launch import operate
+from provisioner.launch import finish, operate
 from provisioner.plan import Request
 from provisioner.restore import prospect
 
@@ -72,18 +72,5 @@ def restore(
                 verbosity=verbose,
             )
             if outcome.result == "ok":
-                console.say(f"{site} is restored, {span(outcome.seconds)}. Look at all of it: ", "green")
-                console.say(f"  {command('verify', '--site', site)}")
-    console.document(
-        {
-            "run_id": outcome.run_id,
-            "verb": "restore",
-            "site": site,
-            "result": outcome.result,
-            "exit_code": int(outcome.exit_code),
-            "seconds": outcome.seconds,
-            "plan": seen,
-            "failures": [failure.model_dump(mode="json") for failure in outcome.failures],
-        }
-    )
-    return outcome.exit_code
+                console.say(f"Look at all of {site}: {command('verify', '--site', site)}")
+    return finish(console, "restore", site, outcome, again, plan=seen)

@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from provisioner import rotation
 from provisioner.commands import options
-from provisioner.console import Console, span
+from provisioner.console import Console
 from provisioner.errors import command
-from provisioner.launch import operate
+from provisioner.launch import finish, operate
 from provisioner.plan import Request, ago
-
-if TYPE_CHECKING:
-    from provisioner.execution import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Make certificates, tokens and keys of the cluster anew.")
 
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Show when certificates end, and change nothing.")]
 Force = Annotated[bool, typer.Option("--force", help="Also what is younger than a day.")]
-
-
-def finish(console: Console, site: str, outcome: Outcome, verb: str, then: str, **more: Any) -> int:
-    """Print how an operation ended, as the last line and as the document; return the exit code.
-
-    then: the command to type after a failure. more: what else the document says.
-    """
-    well = outcome.result == "ok"
-    changed = sum(end.changed for end in outcome.stages)
-    line = f"{verb} {site}: {outcome.result}, {changed} changed, {span(outcome.seconds)}"
-    console.say(line, "green" if well else "bold red")
-    console.document(
-        {
-            "run_id": outcome.run_id,
-            "verb": verb,
-            "site": site,
-            "result": outcome.result,
-            "exit_code": int(outcome.exit_code),
-            "seconds": outcome.seconds,
-            "changed": changed,
-            "failures": [failure.model_dump(mode="json") for failure in outcome.failures],
-            "next": None if well else then,
-        }
-        | more
-    )
-    return outcome.exit_code
 
 
 def _rotate(
@@ -68,7 +39,7 @@ def _rotate(
         console.say(f"The API's address was silent for {outcome.report['gap']} s at most.")
     if outcome.result == "ok" and not any(end.changed for end in outcome.stages):
         console.say("Nothing was to be done.")
-    return finish(console, site, outcome, verb, again, report=outcome.report)
+    return finish(console, verb, site, outcome, again, report=outcome.report)
 
 
 @app.command()
@@ -107,7 +78,7 @@ def certificates(
             for one in rotation.soonest(report, now)
         ],
     )
-    return finish(console, site, outcome, "certificate-expiry", again, machines=rotation.document(report, now))
+    return finish(console, "certificate-expiry", site, outcome, again, machines=rotation.document(report, now))
 
 
 @app.command()

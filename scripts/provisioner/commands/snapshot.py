@@ -12,7 +12,7 @@ from provisioner import plan
 from provisioner.commands import options
 from provisioner.console import Console
 from provisioner.errors import command
-from provisioner.launch import operate
+from provisioner.launch import finish, operate
 from provisioner.plan import Request
 
 if TYPE_CHECKING:
@@ -65,18 +65,7 @@ def _run(action: str, site: str, why: str, as_json: bool, verbose: int, **variab
         console.table(("snapshot", "server", "taken", "size", "version", ""), rows(found, datetime.now(UTC)))
     elif outcome.report is not None:
         console.say(f"No server has a snapshot. Take one: {command('snapshot', 'save', '--site', site)}", "yellow")
-    console.document(
-        {
-            "run_id": outcome.run_id,
-            "verb": request.verb,
-            "site": site,
-            "result": outcome.result,
-            "exit_code": int(outcome.exit_code),
-            "snapshots": found,
-            "failures": [failure.model_dump(mode="json") for failure in outcome.failures],
-        }
-    )
-    return outcome.exit_code
+    return finish(console, request.verb, site, outcome, again, snapshots=found)
 
 
 @app.command("list")

@@ -12,8 +12,8 @@ from provisioner import inventory, project
 from provisioner import support as bundle
 from provisioner.commands import options
 from provisioner.console import Console
-from provisioner.errors import ExitCode, ProvisionError, command
-from provisioner.launch import operate
+from provisioner.errors import ProvisionError, command
+from provisioner.launch import finish, operate
 from provisioner.plan import Request
 
 JOURNALS = 30  # the newest that go with it
@@ -49,5 +49,4 @@ def support_bundle(
     bundle.write(output, files)
     console = Console(as_json=as_json, verbosity=verbose)
     console.say(f"{output}: {len(files)} files, {len(secrets)} secrets of the vault hidden", "green")
-    console.document({"verb": "support-bundle", "site": site, "output": str(output), "files": list(files)})
-    return ExitCode.DONE if outcome.report is not None else outcome.exit_code
+    return finish(console, "support-bundle", site, outcome, then, output=str(output), files=list(files))

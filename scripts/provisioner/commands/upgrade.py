@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -17,7 +17,7 @@ from provisioner.commands import options
 from provisioner.console import Console, count
 from provisioner.errors import ExitCode, ProvisionError, command
 from provisioner.launch import confirm as ask
-from provisioner.launch import operate
+from provisioner.launch import finish, operate
 from provisioner.plan import Request
 from provisioner.rollout import parse_batch
 
@@ -33,13 +33,6 @@ POLICY = "rke2_drain_policy"
 
 To = Annotated[str | None, typer.Option("--to", metavar="RELEASE", help="The release, in full: v1.35.7+rke2r1.")]
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Show the way and touch nothing.")]
-Policy = Annotated[
-    Literal["wait", "evict", "skip"] | None,
-    typer.Option(
-        "--drain-policy",
-        help="Users' servers on a node: wait until they have ended, evict them, or skip: leave all pods in place.",
-    ),
-]
 Batch = Annotated[
     str | None, typer.Option(metavar="SIZES", help="Workers at a time, the last size repeated: 1,2. One unless given.")
 ]
@@ -114,7 +107,7 @@ def upgrade(
     site: options.Site,
     to: To = None,
     plan_only: PlanOnly = False,
-    drain_policy: Policy = None,
+    drain_policy: options.DrainPolicy = None,
     batch: Batch = None,
     resume: Resume = False,
     confirm: options.Confirm = "",
@@ -131,7 +124,7 @@ def upgrade(
     here = where.site(site)
     console = Console(as_json=as_json, verbosity=verbose)
     sizes: tuple[int | str, ...] = parse_batch(batch) if batch else (1,)
-    policy: str = drain_policy or "wait"
+    policy: str = drain_policy or options.Drain.WAIT
     if resume:
         old = _resumed(here)
         to, policy = to or old.to, drain_policy or old.variables.get(POLICY, policy)
@@ -217,20 +210,20 @@ def rollback(
         raise ProvisionError(f"--to {to} is no release of RKE2.", "Give it in full: --to v1.35.7+rke2r1")
     parameter = yaml.safe_load((where.root / TABLE).read_text(encoding="utf-8"))["components"]["rke2"]
     told = {parameter: to, "rke2_rollback_snapshot": snapshot, "rke2_rollback_confirm": confirm}
+    again = command("rollback", "--site", site, "--to", to, "--snapshot", snapshot, "--confirm", site)
     outcome = operate(
         Request("rollback", allow_upgrade=True, variables=told, to=to),
         site,
         playbook="rollback",
         why=f"back to {to}, before {snapshot}",
-        then=command("rollback", "--site", site, "--to", to, "--snapshot", snapshot, "--confirm", site),
+        then=again,
         as_json=as_json,
         verbosity=verbose,
     )
     name = next(iter(outcome.report or ()), snapshot)
-    then = command("restore", name, "--site", site)
     if outcome.exit_code == ExitCode.DONE:
         _record(here, parameter, to)
-        console.say(f"{to} is on all machines and nothing runs. Now the data: {then}", "yellow")
-    facts = {"verb": "rollback", "site": site, "result": outcome.result, "exit_code": int(outcome.exit_code)}
-    console.document(facts | {"snapshots": outcome.report or [], "next": then})
-    return outcome.exit_code
+        console.say(
+            f"{to} is on all machines and nothing runs. Now the data: {command('restore', name, '--site', site)}"
+        )
+    return finish(console, "rollback", site, outcome, again, snapshots=outcome.report or [])

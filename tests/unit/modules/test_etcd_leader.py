@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from plugins.module_utils.etcd_gateway import Gateway, Silent, successors
 from plugins.modules import etcd_leader
 
 pytestmark = pytest.mark.proves("upgrade-handover")
@@ -21,26 +22,34 @@ MEMBERS = [
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], leader: str, **arguments: Any
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    leader: str,
+    deaf: tuple[str, ...] = (),
+    **arguments: Any,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run the module on the machine of member 1; return its result and what was asked of etcd."""
     asked: list[dict[str, Any]] = []
 
-    class Etcd:
+    class Etcd(Gateway):
         def __init__(self, data_dir: str) -> None:
             if data_dir == "/none":
-                raise OSError("no certificate")
+                raise Silent("no certificate")
 
-        def status(self) -> dict[str, Any]:
-            return {"header": {"member_id": "1"}, "leader": leader}
-
-        def ask(self, path: str, **body: Any) -> dict[str, Any]:
+        def ask(self, path: str, seconds: float = 10, **body: Any) -> dict[str, Any]:
+            assert seconds > 0
             if path == "maintenance/transfer-leadership":
                 asked.append(body)
-            alarm = {"memberID": "2", "alarm": "NOSPACE"}
-            return {"members": MEMBERS} if path == "cluster/member/list" else {"alarms": [alarm]}
+                if body["targetID"] in deaf:
+                    raise Silent("timed out")
+            answers: dict[str, dict[str, Any]] = {
+                "cluster/member/list": {"members": MEMBERS},
+                "maintenance/alarm": {"alarms": [{"memberID": "2", "alarm": "NOSPACE"}]},
+                "maintenance/status": {"header": {"member_id": "1"}, "leader": leader},
+            }
+            return answers.get(path, {})
 
-    monkeypatch.setattr(etcd_leader, "Etcd", Etcd)
+    monkeypatch.setattr(etcd_leader, "Gateway", Etcd)
     with patch_module_args(arguments), pytest.raises(SystemExit):
         etcd_leader.main()
     result: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -54,6 +63,15 @@ def test_a_leader_hands_over_to_a_voter_that_is_done(
     assert (result["changed"], result["leader"], asked) == (True, "c", [{"targetID": "3"}])
     result, asked = run(monkeypatch, capsys, "1", prefer=["b", "c"])
     assert (result["leader"], asked) == ("b-77aa", [{"targetID": "2"}])
+
+
+def test_a_voter_that_does_not_take_it_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result, asked = run(monkeypatch, capsys, "1", deaf=("3",), prefer=["c"])
+    assert (result["leader"], asked) == ("b-77aa", [{"targetID": "3"}, {"targetID": "2"}])
+    result, _ = run(monkeypatch, capsys, "1", deaf=("2", "3"))
+    assert (result["changed"], result["leader"]) == (False, "")
 
 
 def test_who_does_not_lead_hands_nothing_over(
@@ -84,4 +102,4 @@ def test_an_etcd_that_does_not_answer_costs_seconds_and_no_upgrade(
     ],
 )
 def test_without_another_voter_nobody_can_lead(members: list[dict[str, Any]]) -> None:
-    assert etcd_leader.successor(members, "1", []) == ""
+    assert successors(members, "1", []) == []

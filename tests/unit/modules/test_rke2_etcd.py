@@ -6,44 +6,43 @@ from typing import Any
 
 import pytest
 
+from plugins.module_utils.etcd_gateway import Gateway, Silent
 from plugins.modules import rke2_etcd
-from plugins.modules.rke2_etcd import Cluster, Silent
 
 pytestmark = pytest.mark.proves("etcd-defrag")
 MIB = 1 << 20
 
 
-class Etcd(Cluster):
+class Etcd(Gateway):
     """Three members, of which this server has the first; every request is remembered."""
 
     def __init__(self, *, leader: str = "1", alarms: tuple[str, ...] = (), free: int = 50, full: bool = False) -> None:
         self.sizes = {"1": 100 * MIB, "2": 100 * MIB, "3": 100 * MIB}
-        self.free, self.leader, self.alarms, self.silent = free * MIB, leader, list(alarms), set[str]()
+        self.free, self.leader, self.raised, self.silent = free * MIB, leader, list(alarms), set[str]()
         self.quota = (101 if full else 2000) * MIB
         self.asked: list[str] = []
-        self.compacted = False
+        self.compacted, self.own = False, "1"
 
-    def ask(self, path: str, body: dict[str, Any], url: str = rke2_etcd.LOCAL, seconds: float = 10) -> dict[str, Any]:
+    def answers(self, member: dict[str, Any]) -> bool:
+        """Say whether a member greets its clients."""
+        return member["ID"] not in self.silent
+
+    def ask(self, path: str, seconds: float = 10, **body: Any) -> dict[str, Any]:
         """Answer as etcd does, long numbers as text."""
         assert seconds > 0
-        at = url.rpartition(":")[2] if url != rke2_etcd.LOCAL else "1"
         what = path.rpartition("/")[2]
-        if at in self.silent:
-            raise Silent("no answer")
         if what == "list":
-            return {
-                "members": [{"ID": one, "name": f"n{one}", "clientURLs": [f"https://x:{one}"]} for one in self.sizes]
-            }
+            return {"members": [{"ID": one, "name": f"n{one}"} for one in self.sizes]}
         if what == "status":
-            size = self.sizes[at]
-            header = {"member_id": at, "revision": "77"}
+            size = self.sizes[self.own]
+            header = {"member_id": self.own, "revision": "77"}
             sizes = {"dbSize": str(size), "dbSizeInUse": str(size - self.free), "dbSizeQuota": str(self.quota)}
             return {"header": header, "version": "3.6.5", "leader": self.leader} | sizes
         if what == "alarm" and body["action"] == "GET":
-            return {"alarms": [{"memberID": one, "alarm": "NOSPACE"} for one in self.alarms]}
+            return {"alarms": [{"memberID": one, "alarm": "NOSPACE"} for one in self.raised]}
         self.asked.append(what)
         if what == "alarm":
-            self.alarms = [one for one in self.alarms if one != body["memberID"]]
+            self.raised = [one for one in self.raised if one != body["memberID"]]
         elif what == "compaction" and self.compacted:
             raise Silent("etcdserver: mvcc: required revision has been compacted")
         elif what == "compaction":
@@ -51,8 +50,8 @@ class Etcd(Cluster):
         elif what == "transfer-leadership":
             self.leader = body["targetID"]
         elif what == "defragment":
-            assert self.leader != "1", "a leader must not pause"
-            self.sizes["1"] -= self.free
+            assert self.leader != self.own, "a leader must not pause"
+            self.sizes[self.own] -= self.free
             self.free = 0
         return {}
 
@@ -92,17 +91,17 @@ def test_check_mode_says_what_would_be_done_and_does_nothing() -> None:
         "handed leadership over",
         "defragmented",
     ]
-    assert (cluster.asked, cluster.alarms) == ([], ["1"])
+    assert (cluster.asked, cluster.raised) == ([], ["1"])
 
 
-def test_out_of_space_the_alarm_ends_only_when_every_member_has_room() -> None:
-    cluster = Etcd(leader="2", alarms=("1", "3"), full=True)
+def test_out_of_space_each_alarm_ends_when_its_member_has_room() -> None:
+    cluster = Etcd(leader="2", alarms=("1", "3", "gone"), full=True)
     first = rke2_etcd.care(cluster, check=False)
-    assert first["done"] == ["compacted up to revision 77", "defragmented"]
-    assert first["alarms"] == ["NOSPACE n1", "NOSPACE n3"]
-    cluster.sizes |= {"2": 10 * MIB, "3": 10 * MIB}  # their turns
+    assert first["done"] == ["compacted up to revision 77", "defragmented", "ended the alarm NOSPACE"]
+    assert first["alarms"] == ["NOSPACE n3"]
+    cluster.own, cluster.free = "3", 90 * MIB
     last = rke2_etcd.care(cluster, check=False)
-    assert (last["done"], last["alarms"]) == (["ended the alarm NOSPACE"], [])
+    assert (last["done"], last["alarms"]) == (["defragmented", "ended the alarm NOSPACE"], [])
     assert rke2_etcd.care(cluster, check=False)["changed"] is False
 
 
@@ -115,4 +114,4 @@ def test_a_cluster_whose_data_fill_the_quota_keeps_its_alarm() -> None:
 
 def test_without_certificates_it_says_where_they_were_looked_for() -> None:
     with pytest.raises(Silent, match="/nowhere/server/tls/etcd"):
-        Cluster("/nowhere")
+        Gateway("/nowhere")
