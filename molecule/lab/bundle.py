@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from urllib.parse import quote
 import yaml
 
 import images
-from artifacts import artifacts, chart_archive, tar_layer
+from artifacts import Entry, artifacts, chart_archive, tar_layer
 from build import (
     COMPONENTS,
     GO_CACHE,
@@ -26,6 +28,7 @@ from build import (
     digest,
     gate_image,
     go_module,
+    kubernetes,
     node_image,
     program,
     remove,
@@ -182,11 +185,35 @@ def helm() -> dict[str, Path]:
     return {f"helm/{version}": cached("helm-archive", digest(binary.name), make)}
 
 
+def etcd_version() -> str:
+    """The release of etcd in the binary of the first release's minor."""
+    minor = ".".join(COMPONENTS["releases"][0][1:].split(".")[:2])
+    graph = (HERE / f"go/kubernetes/{minor}.mod").read_text()
+    return str(re.findall(r"go.etcd.io/etcd/server/v3 (v\S+)", graph)[0])
+
+
+def etcd() -> dict[str, Path]:
+    """Etcd as upstream packs it, with its list of checksums: place in the bundle -> directory."""
+    if chosen("LAB_RKE2"):
+        return {}
+    binary, version = kubernetes(COMPONENTS["releases"][0]), etcd_version()
+    name = f"etcd-{version}-linux-amd64"
+
+    def make(target: Path) -> None:
+        target.mkdir()
+        links: list[Entry] = [(f"{name}/{one}", "etcd", 0o777) for one in ("etcdctl", "etcdutl")]
+        content = gzip.compress(tar_layer([(f"{name}/etcd", binary, 0o755), *links]), 1, mtime=0)
+        (target / f"{name}.tar.gz").write_bytes(content)
+        (target / "SHA256SUMS").write_text(f"{hashlib.sha256(content).hexdigest()}  {name}.tar.gz\n")
+
+    return {f"etcd/{version}": cached("etcd-archive", digest(binary.name, version), make)}
+
+
 def bundle(target: Path) -> None:
     """Make the bundle by the driver's own command, hard links where possible; one that is current is left alone."""
     sources = {f"rke2/{release}": release_files(release) for release in COMPONENTS["releases"]}
     sources[f"packages/{COMPONENTS['debian']}"] = packages()
-    sources |= helm() | charts() | {"v2": images.registry() / "v2"}
+    sources |= helm() | etcd() | charts() | {"v2": images.registry() / "v2"}
     key, made = digest(*sources, *(str(path) for path in sources.values())), target.with_suffix(".key")
     if made.exists() and made.read_text() == key:
         return
@@ -224,6 +251,7 @@ def build() -> None:
         for made in beside:
             made.result()
     helm()
+    etcd()
     charts()
     images.registry()
     if not os.environ.get("METALHUB_KEEP_GO_CACHE"):

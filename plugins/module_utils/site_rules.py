@@ -236,6 +236,8 @@ FOREIGN = {
     "vault_site_identity_provider_secret",
     "vault_site_ldap_password",
     "vault_site_smtp_password",
+    "vault_site_snapshot_s3_access_key",
+    "vault_site_snapshot_s3_secret_key",
 }
 
 
@@ -260,10 +262,12 @@ def check_secrets(site: Site) -> Iterator[Finding]:
     """Secrets that are missing, weak, shared, or readable in a file. No value is ever shown."""
     vault = site.inventory.file_of_all("vault")
     keepalived = site.parameters.get("site_api_address_mode") in (None, "keepalived")
+    adopted = site.parameters.get("site_adopted_secrets") or ()
     for name in (name for name in site.schema if name.startswith("vault_")):
         secret = site.secrets.get(name, Secret())
         needed = site.schema[name].get("required") or (keepalived and name == "vault_site_api_address_password")
-        what = _secret_problem(name, secret) if secret.length else "is missing" if needed else ""
+        found = "" if name in adopted else _secret_problem(name, secret)
+        what = found if secret.length else "is missing" if needed else ""
         if what:
             verb = "edit" if site.inventory.vault else f"create --encrypt-vault-id {VAULT_ID}"
             fix = f"ansible-vault {verb} {vault}, and there {name}: what `{SECRETS.get(name, TOKEN)[-1]}` prints"

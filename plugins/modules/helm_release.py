@@ -120,14 +120,11 @@ revision:
 """
 
 import base64
-import hashlib
-import io
 import json
 import os
 import platform
 import re
 import ssl
-import tarfile
 import tempfile
 import urllib.error
 import urllib.parse
@@ -136,7 +133,8 @@ from typing import Any
 
 import yaml
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.urls import open_url
+
+from ..module_utils.bundle_files import Fault, archive, from_bundle, keep, read, sha256, unpacked
 
 # A revision's description: what it was made of.
 MADE_OF = "chart sha256:{chart} values sha256:{values}"
@@ -145,90 +143,15 @@ SHOWN = 8
 MERGE = "application/merge-patch+json"
 
 
-class Fault(Exception):
-    """What keeps the release from being as declared, with what to do about it."""
-
-
-def sha256(content: bytes) -> str:
-    """Return the sha256 of some bytes in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def read(place: str, name: str) -> bytes:
-    """Return a file below a directory or URL."""
-    if "://" not in place:
-        path = os.path.join(os.path.expanduser(place), name)
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            raise Fault(f"{path} cannot be read: {error.strerror}.") from error
-    url = f"{place.rstrip('/')}/{urllib.parse.quote(name)}"
-    try:
-        with open_url(url, timeout=30) as answer:
-            content: bytes = answer.read()
-            return content
-    except (OSError, ValueError) as error:
-        raise Fault(f"{url} cannot be had: {getattr(error, 'reason', None) or error}.") from error
-
-
-def keep(path: str, content: bytes, mode: int = 0o644) -> str:
-    """Write a file whole or not at all, and return its path."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    descriptor, fresh = tempfile.mkstemp(dir=os.path.dirname(path))
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.chmod(fresh, mode)
-    os.replace(fresh, path)
-    return path
-
-
-def from_bundle(bundle: str, kind: str, name: str, kept: str) -> bytes:
-    """Return the file of a kind and name from the bundle, or the copy at `kept` if that has the manifest's sha256."""
-    again = f"Build the bundle anew: scripts/provision.py bundle build --to {bundle if '://' not in bundle else 'DIR'}"
-    try:
-        manifest = json.loads(read(bundle, "manifest.json"))
-        entries = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise Fault(f"The bundle {bundle} has no manifest that can be read. {again}") from error
-    found = [path for path in entries if path.startswith(f"{kind}/") and path.rpartition("/")[2] == name]
-    if not found:
-        raise Fault(f"The bundle {bundle} lacks {name} below {kind}/. {again}")
-    if os.path.exists(kept):
-        with open(kept, "rb") as file:
-            content = file.read()
-        if sha256(content) == entries[found[0]]:
-            return content
-    content = read(bundle, found[0])
-    if sha256(content) != entries[found[0]]:
-        raise Fault(
-            f"{found[0]} of the bundle {bundle} has the sha256 {sha256(content)}, its manifest says "
-            f"{entries[found[0]]}: it was changed, and is not used. {again}"
-        )
-    return content
-
-
 def helm_program(cache: str, version: str, bundle: str, url: str) -> str:
     """Return the path of Helm; fetched and checked where it is missing."""
     path = os.path.join(cache, f"helm-{version}", "helm")
     if os.path.exists(path):
         return path
     machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-    system = f"{platform.system().lower()}-{machine}"
-    name = f"helm-{version}-{system}.tar.gz"
-    if bundle:
-        archive = from_bundle(bundle, "helm", name, "")
-    else:
-        archive = read(url, name)
-        wanted = read(url, f"{name}.sha256sum").decode().split()
-        if sha256(archive) not in wanted:
-            raise Fault(f"{url}/{name} has the sha256 {sha256(archive)}, upstream's list says {wanted[:1]}: not used.")
-    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as packed:
-        members = [one for one in packed if one.isfile() and os.path.basename(one.name) == "helm"]
-        content = packed.extractfile(members[0]) if members else None
-        if content is None:
-            raise Fault(f"{name} holds no program helm; compare it with upstream's.")
-        return keep(path, content.read(), 0o755)
+    name = f"helm-{version}-{platform.system().lower()}-{machine}.tar.gz"
+    packed = archive(bundle, url, "helm", name, f"{name}.sha256sum")
+    return keep(path, unpacked(packed, name, "helm"), 0o755)
 
 
 def canonical(values: Any) -> bytes:

@@ -30,7 +30,8 @@ options:
   policy:
     description:
       - What happens to pods that nothing would start elsewhere, users' servers above all.
-      - C(wait) leaves everything alone until they have ended by themselves, C(evict) ends them.
+      - C(wait) leaves everything alone until they have ended by themselves, C(evict) ends them, after I(notice) where
+        there are users' servers.
       - C(skip) only cordons; pods run on while RKE2 is restarted below them.
     type: str
     choices: [wait, evict, skip]
@@ -43,6 +44,12 @@ options:
     description: In which run, for the mark.
     type: str
     default: ''
+  notice:
+    description:
+      - For how many seconds C(evict) leaves users' servers alone. When they end stands in the mark, and the hub tells
+        their users.
+    type: int
+    default: 0
   user_selector:
     description: The label, as C(KEY=VALUE), of users' servers.
     type: str
@@ -95,6 +102,7 @@ left:
 
 import json
 import subprocess
+import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -227,7 +235,9 @@ class Node:
             if cordoned if drained else not mark:
                 return False, mark
             if drained:
-                mark = {"owner": self.asked["owner"], "run": self.asked["run"]}
+                mark = {"owner": self.asked["owner"], "run": self.asked["run"], "policy": self.asked["policy"]}
+                if self.asked["policy"] == "evict":
+                    mark["until"] = int(time.time()) + self.asked["notice"]
             if self.check or self.kubectl.patch(node, json.dumps(mark) if drained else None, drained or None):
                 return True, mark
         raise OSError(f"somebody else changes node {self.name} again and again")
@@ -240,15 +250,25 @@ class Node:
         users = {name_of(pod): gpus(pod) for pod in going if pod["metadata"].get("labels", {}).get(key) == value}
         return going, users
 
-    def drain(self) -> tuple[bool, list[str], dict[str, int]]:
+    def held(self, going: list[dict[str, Any]], users: dict[str, int], mark: dict[str, Any]) -> bool:
+        """Whether nothing may be ended yet: somebody is waited for, or has time left that the mark promises."""
+        if self.asked["policy"] == "wait":
+            return any(alone(pod) for pod in going)
+        return bool(users) and time.time() < mark.get("until", 0)
+
+    def drain(self, mark: dict[str, Any]) -> tuple[bool, list[str], dict[str, int]]:
         """Evict what may go now; return whether anything was asked to, what is left, and users' servers."""
         policy = self.asked["policy"]
         going, users = self.pods()
+        # As long as a drain would take, so that whoever repeats the call waits as long as they say.
+        until = time.monotonic() + self.asked["seconds"]
+        while policy != "skip" and self.held(going, users, mark) and not self.check and time.monotonic() < until:
+            time.sleep(min(3, self.asked["seconds"]))
+            going, users = self.pods()
         if policy == "skip" or not going:
             return False, [], users
         asked = False
-        held = policy == "wait" and any(alone(pod) for pod in going)
-        if not held and not self.check:
+        if not self.held(going, users, mark) and not self.check:
             words = ["drain", self.name, "--ignore-daemonsets", "--delete-emptydir-data"]
             words += ["--force"] if policy == "evict" else []
             self.kubectl.run(*words, f"--timeout={self.asked['seconds']}s")
@@ -268,6 +288,7 @@ def main() -> None:
             "policy": {"type": "str", "choices": ["wait", "evict", "skip"], "default": "wait"},
             "owner": {"type": "str", "default": ""},
             "run": {"type": "str", "default": ""},
+            "notice": {"type": "int", "default": 0},
             "user_selector": {"type": "str", "default": "component=singleuser-server"},
             "seconds": {"type": "int", "default": 15},
             "data_dir": {"type": "path", "default": "/var/lib/rancher/rke2"},
@@ -279,7 +300,7 @@ def main() -> None:
     try:
         result["changed"], result["cordoned_by"] = node.turn()
         if module.params["state"] == "drained":
-            asked, result["left"], result["users"] = node.drain()
+            asked, result["left"], result["users"] = node.drain(result["cordoned_by"])
             result["changed"] = result["changed"] or asked
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         again = f"{' '.join(node.kubectl.command)} describe node {node.name}"

@@ -24,9 +24,13 @@ options:
     choices: [server, agent]
     required: true
   data_dir:
-    description: RKE2's data directory.
-    type: path
+    description: RKE2's data directory; the one in its configuration, or RKE2's own, when this is empty.
+    type: str
     default: /var/lib/rancher/rke2
+  configuration:
+    description: Report the files that the service is configured by, secrets included.
+    type: bool
+    default: false
   watched:
     description:
       - Files whose joint digest tells whether a restart is due, compared with what the service was started with.
@@ -97,6 +101,10 @@ options:
         type: list
         elements: str
         default: []
+      devices:
+        description: What every one of C(nodes) must offer beside cores and memory, GPUs above all, as name to number.
+        type: dict
+        default: {}
 """
 
 EXAMPLES = r"""
@@ -149,7 +157,9 @@ images:
   type: list
   elements: str
 nodes:
-  description: The cluster's nodes by name (ready, voter, version, labels, taints, pod_network …); empty without an API.
+  description:
+    - The cluster's nodes by name (ready, voter, version, addresses, labels, taints, pod_network, devices …); empty
+      without an API.
   returned: always
   type: dict
 certificates:
@@ -174,6 +184,11 @@ space:
   description: Free bytes for each directory asked for, of the file system that it lies on or would lie on.
   returned: always
   type: dict
+etcd_releases:
+  description: Releases of etcd whose tool has been laid down on this node.
+  returned: always
+  type: list
+  elements: str
 staged:
   description: Directories of staged releases, with the bytes that each takes.
   returned: always
@@ -187,6 +202,13 @@ chart_configs:
   returned: always
   type: list
   elements: str
+configuration:
+  description:
+    - The text of every file that configures the service, by path (C(files)); those that are younger than its start
+      (C(edited)); the arguments of its unit (C(arguments)), the names of the host and of the node, the operating
+      system, the program, the data directory, and the names of the charts with values of their own (C(charts)).
+  returned: when O(configuration) is set
+  type: dict
 healthy:
   description: Whether what O(wait) asked for came true.
   returned: when O(wait) is set
@@ -221,9 +243,24 @@ from ansible.module_utils.basic import AnsibleModule
 
 PROGRAMS = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
 CONFIG = "/etc/rancher/rke2/config.yaml"
+ETCDUTL = "/var/lib/metalhub/etcd/*/etcdutl"
 KUBECONFIG = "/etc/rancher/rke2/rke2.yaml"
 STARTED = "/run/rke2-started.sha256"
 BANNER = "# Written by metalhub.platform"
+DATA_DIR = "/var/lib/rancher/rke2"
+# Files beside those in RKE2's own directory that decide how a service starts; % is its name.
+ABOUT_SERVICE = (
+    "/etc/default/%",
+    "/etc/sysconfig/%",
+    "/usr/local/lib/systemd/system/%.env",
+    "/usr/lib/systemd/system/%.env",
+    "/opt/rke2/lib/systemd/system/%.env",
+    "/etc/systemd/system/%.env",
+    "/etc/systemd/system/%.service.d/*.conf",
+    "/etc/keepalived/keepalived.conf",
+)
+# What a device plugin offers; RKE2's own resources have no "/", or a unit.
+DEVICE = re.compile(r"(?!.*kubernetes\.io/).+/")
 VERSION = re.compile(r"v\d+\.\d+\.\d+[+-]rke2r\d+")
 AUTHORITY = re.compile(r"(^|-)ca(\.nochain)?\.crt$")
 # An error of the kubelet's, whose time and thread say nothing here.
@@ -401,12 +438,16 @@ def cluster_nodes(data_dir: str, names: list[str]) -> dict[str, Any]:
         nodes[item["metadata"]["name"]] = {
             "ready": conditions.get("Ready") == "True",
             "voter": conditions.get("EtcdIsVoter") == "True",
+            "addresses": [a["address"] for a in item["status"].get("addresses", []) if a["type"] == "InternalIP"],
             "version": item["status"]["nodeInfo"]["kubeletVersion"],
             "labels": item["metadata"].get("labels", {}),
             "annotations": item["metadata"].get("annotations", {}),
             "taints": [f"{t['key']}={t.get('value', '')}:{t['effect']}" for t in item["spec"].get("taints", [])],
             "unschedulable": item["spec"].get("unschedulable", False),
             "pod_network": item["spec"].get("podCIDR", ""),
+            "devices": {
+                kind: int(n) for kind, n in item["status"].get("allocatable", {}).items() if DEVICE.match(kind)
+            },
         }
     return nodes
 
@@ -473,6 +514,42 @@ def chart_configs(data_dir: str) -> list[str]:
     return [os.path.basename(path)[: -len("-config.yaml")] for path in found if text(path).startswith(BANNER)]
 
 
+def configured(key: str) -> str:
+    """Return the last value of a key that is a plain text in RKE2's configuration; empty without one."""
+    found = ""
+    for path in [CONFIG, *sorted(glob.glob(CONFIG + ".d/*.y*ml"))]:
+        for value in re.findall(rf"""^["']?{key}["']?:[ ]*["']?([^"'\s#]+)""", text(path), re.M):
+            found = value
+    return found
+
+
+def configuration(data_dir: str, name: str, since: int) -> dict[str, Any]:
+    """Return what a service is configured by. since: when it started, in seconds of the monotonic clock; 0 if not."""
+    own = os.path.dirname(CONFIG)
+    patterns = [CONFIG, CONFIG + ".d/*.y*ml", own + "/registries.yaml"]
+    patterns += [place.replace("%", name) for place in ABOUT_SERVICE]
+    patterns += [configured(key) for key in ("token-file", "agent-token-file", "audit-policy-file")]
+    patterns += [data_dir + "/server/token", data_dir + "/server/agent-token"]
+    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern)) if os.path.isfile(path)]
+    started = time.time() - (time.monotonic() - since)
+    begins = output("systemctl", "show", name, "-p", "ExecStart")
+    begun = re.search(r"argv\[\]=\S+ (?:server|agent)\b ?([^;]*);", begins)
+    system = dict(re.findall(r"^(ID|VERSION_ID)=\"?([^\"\n]*)", text("/etc/os-release"), re.M))
+    charts = [path for path in glob.glob(data_dir + "/server/manifests/*.yaml") if "HelmChartConfig" in text(path)]
+    hostname = os.uname().nodename
+    return {
+        "files": {path: text(path) for path in dict.fromkeys(paths)},
+        "edited": [path for path in dict.fromkeys(paths) if since and os.stat(path).st_mtime > started],
+        "arguments": begun.group(1).split() if begun else [],
+        "hostname": hostname,
+        "node": (configured("node-name") or hostname).lower(),
+        "system": f"{system.get('ID', '')} {system.get('VERSION_ID', '')}".strip(),
+        "program": next((path for path in PROGRAMS if os.path.exists(path)), ""),
+        "data_dir": data_dir,
+        "charts": sorted(os.path.basename(path) for path in charts),
+    }
+
+
 def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any], served: str = "") -> list[str]:
     """Return, in words, what keeps the node from being healthy; empty when nothing does."""
     lacks = []
@@ -486,6 +563,14 @@ def missing(wait: dict[str, Any], service: dict[str, Any], nodes: dict[str, Any]
             lacks.append(f"node {name} is not Ready")
         elif wait["version"] and node["version"] != wait["version"]:
             lacks.append(f"node {name} runs {node['version']}")
+        else:
+            offered = {kind: node["devices"].get(kind, 0) for kind in wait["devices"]}
+            wanted = {kind: int(number) for kind, number in wait["devices"].items()}
+            lacks += [
+                f"node {name} offers {offered[kind]} of {number} {kind}"
+                for kind, number in wanted.items()
+                if offered[kind] < number
+            ]
     # The API server is a pod, which may follow the kubelet's new release only later.
     if served and wait["version"] and served != wait["version"]:
         lacks.append(f"the API of this server is still {served}")
@@ -509,7 +594,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "service": {"type": "str", "required": True, "choices": ["server", "agent"]},
-            "data_dir": {"type": "path", "default": "/var/lib/rancher/rke2"},
+            "data_dir": {"type": "str", "default": DATA_DIR},
+            "configuration": {"type": "bool", "default": False},
             "watched": {"type": "list", "elements": "path", "default": []},
             "peers": {"type": "list", "elements": "str", "default": []},
             "token": {"type": "str", "no_log": True},
@@ -527,12 +613,14 @@ def main() -> None:
                     "nodes": {"type": "list", "elements": "str", "default": []},
                     "voters": {"type": "list", "elements": "str", "default": []},
                     "gone": {"type": "list", "elements": "str", "default": []},
+                    "devices": {"type": "dict", "default": {}},
                 },
             },
         },
         supports_check_mode=True,
     )
-    kind, data_dir, wait = module.params["service"], module.params["data_dir"], module.params["wait"]
+    kind, wait = module.params["service"], module.params["wait"]
+    data_dir = module.params["data_dir"] or configured("data-dir") or DATA_DIR
     name, user = "rke2-" + kind, "server" if kind == "server" else "node"
     result: dict[str, Any] = {"changed": False}
     if wait:
@@ -577,6 +665,7 @@ def main() -> None:
         nodes=nodes,
         sysctls={name: sysctl(name) for name in module.params["sysctls"]},
         space={path: free(path) for path in module.params["space"]},
+        etcd_releases=[os.path.basename(os.path.dirname(path)) for path in sorted(glob.glob(ETCDUTL))],
         staged={path: size(path) for path in sorted(glob.glob(module.params["staging"]))},
         etcd_account=etcd_account(),
         chart_configs=chart_configs(data_dir),
@@ -584,6 +673,8 @@ def main() -> None:
         leaf_certificates=leaves(found),
         token_kept=bool(token) and stored == secret_part(token),
     )
+    if module.params["configuration"]:
+        result["configuration"] = configuration(data_dir, name, service["since"] if service["age"] else 0)
     module.exit_json(**result)
 
 

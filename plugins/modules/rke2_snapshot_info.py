@@ -94,6 +94,7 @@ mark:
   type: dict
 """
 
+import glob
 import json
 import os
 import re
@@ -108,6 +109,7 @@ from ansible.module_utils.basic import AnsibleModule
 # Relative, so that the same line works in the collection, in the module that Ansible packs, and in the unit tests.
 from ..module_utils import etcd_snapshot
 
+ETCDUTL = "/var/lib/metalhub/etcd/*/etcdutl"  # by release; laid down by a deploy
 KUBECONFIG = "/etc/rancher/rke2/rke2.yaml"
 KINDS = "namespaces,persistentvolumes,persistentvolumeclaims,secrets"
 USER = r"{.metadata.annotations.hub\.jupyter\.org/username}"
@@ -199,7 +201,7 @@ def main() -> None:
     for one in whole:  # names stay here: a site has thousands
         one["objects"] = {kind: len(names) for kind, names in one["objects"].items()}
     listed = [(one["name"], one["created"]) for one in found]
-    own = f"{data_dir}/bin/etcdutl"
+    own = [*sorted(glob.glob(ETCDUTL)), f"{data_dir}/bin/etcdutl"]
     mark = Path(asked["mark"])
     module.exit_json(
         changed=False,
@@ -207,7 +209,7 @@ def main() -> None:
         comparison=comparison,
         serving=serving,
         token_fingerprint=etcd_snapshot.fingerprint(asked["token"]) if asked["token"] else "",
-        etcdutl=own if os.access(own, os.X_OK) else shutil.which("etcdutl") or "",
+        etcdutl=next((path for path in own if os.access(path, os.X_OK)), shutil.which("etcdutl") or ""),
         doomed=etcd_snapshot.doomed(listed, asked["keep"], asked["days"], time.time()) if asked["days"] >= 0 else [],
         mark=json.loads(mark.read_text()) if mark.exists() else {},
     )

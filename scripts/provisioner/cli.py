@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from provisioner.commands import (
+    adopt,
     bundle,
     check,
     cluster,
@@ -85,6 +86,7 @@ for verb in (
     status.status,
     upgrade.upgrade,
     upgrade.rollback,
+    adopt.adopt,
 ):
     app.command(verb.__name__)(verb)
 app.command("restore")(restore.restore)

@@ -178,7 +178,7 @@ def _report(console: Console, request: plan.Request, site: Site, outcome: Outcom
 
 def operate(
     request: plan.Request,
-    site_name: str,
+    site_name: str | Site,
     *,
     playbook: str,
     why: str,
@@ -189,13 +189,13 @@ def operate(
 ) -> Outcome:
     """Run an operation, a playbook of playbooks/operations, as one step; return how it ended and what it reported.
 
-    why: the reason to show. then: the command to type when it fails. The site's lock, the servers' lock where
-    it changes something, journal, progress and Ctrl-C are those of a deploy. The report is the caller's to show;
-    `finish` says how it ended.
+    site_name: a site of the checkout, or one that the caller has. why: the reason to show. then: the command to type
+    when it fails. The site's lock, the servers' lock where it changes something, journal, progress and Ctrl-C are those
+    of a deploy. The report is the caller's to show; `finish` says how it ended.
     waves: the playbook goes over its hosts in these, one call a wave, and the health of the cluster is watched.
     """
     where = project.find()
-    site = where.site(site_name)
+    site = where.site(site_name) if isinstance(site_name, str) else site_name
     inventory.check_files(site)
     console = Console(as_json=as_json, verbosity=verbosity)
     stage = stages.of_playbook(where.root / "playbooks" / "operations" / f"{playbook}.yml")

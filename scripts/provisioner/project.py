@@ -75,8 +75,12 @@ class Project:
                 f"There is no site {name!r} in {self.root / 'inventories'}.{nearest(name, known)}",
                 f"Sites: {', '.join(known) or 'none'}. {command('status', '--site', next(iter(known), 'NAME'))}",
             )
+        return self.draft(name, self.root / "inventories" / name)
+
+    def draft(self, name: str, inventory: Path) -> Site:
+        """Return a site whose files are elsewhere, or are to become a site; its state directory is made (0700)."""
         base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        site = Site(name, self.root / "inventories" / name, base / "metalhub" / name)
+        site = Site(name, inventory, base / "metalhub" / name)
         try:
             site.state.parent.mkdir(parents=True, exist_ok=True)
             for directory in (site.state, site.journal):

@@ -141,6 +141,8 @@ class Recorder:
             self._console.note(f"{event.host} | {event.task}", "bold")
             self._console.output(event.text)
         elif event.kind in ("ok", "failed", "unreachable", "skipped") and self._open:
+            if event.kind == "ok" and event.message and not self._console.verbosity:
+                self._console.note(f"{event.host} | {event.message}")
             self._count(self._open, event)
         elif event.kind == "failed" and event.return_code == LOCKED:
             self.locked = (event.host, event.message.splitlines()[-1])

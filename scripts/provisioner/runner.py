@@ -71,7 +71,10 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened. play: its number from 0 (a batch is no play of its own). text: Ansible's output."""
+    """Something that happened. play: its number from 0 (a batch is no play of its own). text: Ansible's output.
+
+    message: why something failed, or what a task said that does nothing else.
+    """
 
     kind: Kind
     play: int = -1
@@ -118,6 +121,12 @@ def message_of(result: Mapping[str, Any]) -> str:
     return "\n".join(dict.fromkeys(part for part in parts if part))[:MESSAGE_CHARACTERS] or "no message"
 
 
+def _said(data: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """Return what a task said that does nothing else."""
+    said = result.get("msg") if str(data.get("task_action")).endswith("debug") else None
+    return said if isinstance(said, str) else ""
+
+
 class _Translator:
     """Turns ansible-runner's dictionaries into events; numbers the plays."""
 
@@ -162,7 +171,7 @@ class _Translator:
             changed=bool(result["changed"] if "changed" in result else _CHANGED.search(text)),
             # Nothing but Ansible's own words tells that a machine's silence was expected.
             ignored=bool(data.get("ignore_errors")) or (kind == "unreachable" and "...ignoring" in text[-40:]),
-            message=message_of(result) if bad else "",
+            message=message_of(result) if bad else _said(data, result),
             return_code=result.get("rc") if bad else None,
             text=text,
         )

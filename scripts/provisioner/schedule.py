@@ -50,6 +50,7 @@ class Job:
 
 JOBS: Mapping[str, Job] = {
     "snapshot": Job("snapshot save", "a snapshot of etcd", 5),
+    "drill": Job("snapshot verify --drill", "whether a snapshot can be restored", 5),
     "verify": Job("verify", "whether the site is healthy", 10),
     "expiry": Job("rotate certificates --plan-only", "when certificates end", 5),
     # An upgrade that failed is looked at by somebody before anything starts again.

@@ -182,8 +182,9 @@ def _check_nodes(nodes: Sequence[Node], target: str, site: str) -> None:
             f"What runs now: {command('upgrade', '--site', site, '--to', new[0].running, '--plan-only')}",
         )
     runs = min((_known(node.running) for node in nodes if node.running), default=_known(target))
-    # One that has a newer release on its disk was in hand when an earlier run ended.
-    ill = [node for node in nodes if not node.ready and _known(node.installed or target) <= runs]
+    # One that bears our mark or has a newer release on its disk was in hand when an earlier run ended.
+    idle = [node for node in nodes if not node.cordoned and _known(node.installed or target) <= runs]
+    ill = [node for node in idle if not node.ready]
     if ill:
         told = ", ".join(f"{node.name} ({node.running or 'does not run'})" for node in ill)
         raise ProvisionError(

@@ -10,7 +10,7 @@ import pytest
 
 from tests.contract import tree
 
-PURE = ("etcd", "health", "machines", "plan", "rollout", "rotation", "schedule", "upgrade")
+PURE = ("adopt", "etcd", "health", "machines", "plan", "rollout", "rotation", "schedule", "upgrade")
 EFFECTS = {
     "ansible_runner",
     "asyncio",

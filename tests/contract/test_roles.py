@@ -38,6 +38,7 @@ HARMLESS = {
     "__api_address_refusals_kept": "sentences that say what is wrong with the password, without it",
     "__keycloak_refusals": "sentences that say which inputs are missing or unsafe, never a secret",
     "__rke2_rotation_refusal": "a sentence that says what a rotation lacks, without any token",
+    "__rke2_differences": "keys of config.yaml that differ, with values that are no secrets",
     "__preflight_known_secrets": "which secrets there are and of what shape, never a value",
 }
 

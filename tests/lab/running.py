@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,33 @@ class Lab:
         )
         assert done.stdout, done.stderr[-3000:]
         return Driven(done.returncode, json.loads(done.stdout), done.stderr)
+
+    def killed(self, words: Sequence[str], strike: Callable[[str], float | None], root: Path = ROOT) -> tuple[int, str]:
+        """Run a verb and kill the driver's processes with -9, so many seconds after the line for which `strike` says.
+
+        Returns its exit status, -9 where it was killed, and what it told: Ansible's words, where each task stands too.
+        """
+        command = [str(ROOT / ".venv/bin/python"), "scripts/provision.py", *words, "--site", "lab", "-vv"]
+        settings, told = os.environ | {"METALHUB_ROOT": str(root)}, []
+        with subprocess.Popen(
+            command,
+            cwd=root,
+            env=settings,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as driver:
+            assert driver.stdout
+            for line in driver.stdout:
+                told.append(line)
+                pause = strike(line)
+                if pause is not None:
+                    time.sleep(pause)
+                    os.killpg(driver.pid, signal.SIGKILL)
+                    break
+            driver.stdout.close()
+        return driver.returncode, "".join(told)
 
     def type(self, command: str, root: Path = ROOT, environment: Mapping[str, str] | None = None) -> str:
         """Run a command that was printed, verbatim, where the user would type it; returns its output."""

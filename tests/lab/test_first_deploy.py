@@ -29,19 +29,16 @@ def empty(lab: Lab) -> Iterator[Lab]:
     assert lab.healthy()
 
 
-def killed(task: int, pause: float, *words: str) -> bool:
-    """Start a deploy and kill the driver with -9 while a task runs, counted from 1; False where it ended before."""
-    command = [str(ROOT / ".venv/bin/python"), "scripts/provision.py", "deploy", "--site", "lab", "-v", *words]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
-        seen = 0
-        for line in driver.stdout or ():
-            seen += line.lstrip().startswith("TASK [")
-            if seen == task:
-                time.sleep(pause)
-                driver.send_signal(signal.SIGKILL)
-                break
-        driver.stdout.close() if driver.stdout else None
-    return driver.returncode == -signal.SIGKILL
+def killed(lab: Lab, task: int, pause: float, *words: str) -> bool:
+    """Start a deploy and kill the driver while a task runs, counted from 1; False where it ended before."""
+    seen = 0
+
+    def strike(line: str) -> float | None:
+        nonlocal seen
+        seen += line.lstrip().startswith("TASK [")
+        return pause if seen == task else None
+
+    return lab.killed(("deploy", *words), strike)[0] == -signal.SIGKILL
 
 
 def killed_until_done(lab: Lab, points: list[tuple[int, float]], last: Sequence[str] = ()) -> None:
@@ -51,7 +48,7 @@ def killed_until_done(lab: Lab, points: list[tuple[int, float]], last: Sequence[
     """
     where = f"METALHUB_SEED={SEED}, points {points}"
     for number, (task, pause) in enumerate(points):
-        if not killed(task, pause, *(["--resume"] if number else [])):
+        if not killed(lab, task, pause, *(["--resume"] if number else [])):
             assert number, f"the first deploy was over before task {task}: {where}"
             break
     if last:

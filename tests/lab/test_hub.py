@@ -328,6 +328,39 @@ def test_a_user_deleted_and_made_again_finds_the_home_on_another_node(
 
 
 @pytest.mark.shard("hub")
+@pytest.mark.proves("hub-maintenance-running")
+def test_whose_server_is_on_a_node_that_is_emptied_reads_it_in_the_hub(
+    account: MakeAccount, log_in: LogIn, lab: Lab
+) -> None:
+    person, other = (log_in(account(name, parameter("site_user_group"))) for name in ("labuser", "labother"))
+    person.spawn("cpu")
+    [pod] = pods(lab, person.name)
+    node = pod["spec"]["nodeName"]
+
+    def turn(words: str) -> dict[str, Any]:
+        command = [str(ROOT / ".venv/bin/ansible"), lab.servers[0], "-i", "inventories/lab", "-o"]
+        command += ["-m", "metalhub.platform.rke2_drain", "-a", f"name={node} seconds=1 {words}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return dict(json.loads(done.stdout.partition("=> ")[2] or "{}"))
+
+    def told(who: Visitor) -> str:
+        who.page.goto(f"{HUB}hub/home")
+        return who.page.locator("#maintenance").inner_text() if who.sees("#maintenance") else ""
+
+    assert told(person) == ""
+    for policy, notice in (("wait", "stop your server when your work is saved"), ("evict", "ends within 10 minutes")):
+        try:
+            assert turn(f"state=drained policy={policy} notice=600 owner=test")["drained"] is False
+            person.until(notice, lambda notice=notice: notice in told(person), 30)  # type: ignore[misc]
+            person.shot(f"maintenance-{policy}")
+            assert told(other) == ""
+        finally:
+            assert turn("state=uncordoned")["changed"] is True
+    person.until("no notice", lambda: told(person) == "", 30)
+    assert [one["metadata"]["uid"] for one in pods(lab, person.name)] == [pod["metadata"]["uid"]]
+
+
+@pytest.mark.shard("hub")
 @pytest.mark.proves("hub-worker-lost")
 def test_a_user_of_a_lost_worker_goes_on_elsewhere_with_the_same_home(
     account: MakeAccount, log_in: LogIn, lab: Lab

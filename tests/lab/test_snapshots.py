@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 from ansible.parsing.vault import VaultLib, VaultSecret
 
 from build import STATE
-from tests.lab.running import DATA, Lab
+from tests.lab.running import DATA, SITE, Lab, eventually
 
 NAME = "test"
 DIRECTORY = f"{DATA}/server/db/snapshots"
@@ -97,6 +99,75 @@ def test_a_snapshot_is_fetched_sealed_opened_again_and_refused_with_another_byte
     told = lab.play(*words, playbooks=playbook)
     assert told.status != 0
     assert "and its manifest says" in " ".join(told.output.split())
+    assert lab.drive("snapshot", "prune", "--keep", "0", "--days", "0").status == 0
+
+
+def reseal(sealed: Path) -> None:
+    """Turn one byte of a fetched snapshot and let its manifest agree, as if it had been fetched like that."""
+    vault = VaultLib([("lab", VaultSecret((STATE / "vault_password").read_bytes()))])
+    buffer = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(vault.decrypt(sealed.read_bytes()))) as old,
+        tarfile.open(fileobj=buffer, mode="w:gz") as new,
+    ):
+        for one in old:
+            source = old.extractfile(one)
+            assert source is not None
+            content = bytearray(source.read())
+            if one.name == "snapshot":
+                content[len(content) // 2] ^= 1
+            new.addfile(one, io.BytesIO(content))
+    sealed.write_bytes(vault.encrypt(buffer.getvalue(), vault_id="lab"))
+    manifest = json.loads(sealed.with_suffix(".json").read_text())
+    manifest |= {"sha256": "", "sealed_sha256": hashlib.sha256(sealed.read_bytes()).hexdigest()}
+    sealed.with_suffix(".json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.shard("restore")
+@pytest.mark.proves("restore-drill", "etcd-tools-running")
+def test_a_drill_reads_its_canary_back_refuses_another_byte_and_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    version = yaml.safe_load((SITE / "group_vars/all/versions.yml").read_text())["rke2_etcd_version"]
+    for server in lab.servers:
+        told = lab.sh(server, f"ls /var/lib/metalhub/etcd; /var/lib/metalhub/etcd/{version}/etcdutl version")
+        assert told.split()[0] == version
+        assert f"etcdutl version: {version[1:]}" in told
+    host = lab.agents[-1]
+    work = "/var/lib/metalhub/drill"
+    processes = "pgrep -f -- --data-dir=/var/lib/metalhub/dril[l]/data || true"
+
+    def gone() -> None:
+        assert lab.sh(host, f"ls -d {work} 2>/dev/null; {processes}", check=False) == ""
+        assert not (Path.home() / ".local/share/metalhub/lab/snapshots/.drill").exists()
+        for server in lab.servers:
+            assert "metalhub-drill-" not in lab.sh(server, f"ls {DIRECTORY}")
+
+    # What a drill leaves that is killed while its etcd serves, module and all.
+    served = "--listen-client-urls=unix://client:0 --advertise-client-urls=unix://client:0"
+    etcd = f"{DATA}/bin/etcd --data-dir={work}/data {served} --listen-peer-urls=unix://peer:0"
+    lab.sh(host, f"mkdir -p {work}; cd {work}; setsid {etcd} </dev/null >log 2>&1 &")
+    eventually("the left etcd runs", lambda: lab.sh(host, f"{processes}; test -S {work}/client:0") != "", 30)
+    done = lab.drive("snapshot", "verify", "--drill")
+    assert done.status == 0, done.told + done.message
+    found = done.document["drill"]
+    nonce = lab.kubectl("-n", "kube-system", "get", "configmap", "metalhub-canary", "-o", "jsonpath={.data.nonce}")
+    assert (found["canary"], found["host"], f"v{found['etcd']}") == (nonce, host, version)
+    assert found["keys"] > 100
+    print(f"drill: {done.document['seconds']:.0f} s, restored and served in {found['seconds']} s")
+    gone()
+    # One that was fetched, and the same with another byte.
+    assert lab.drive("snapshot", "save", "--name", NAME).status == 0
+    done = lab.drive("snapshot", "fetch", "--to", str(tmp_path))
+    assert done.status == 0, done.told
+    (one,) = done.document["snapshots"]
+    done = lab.drive("snapshot", "verify", one["name"], "--drill", "--from", str(tmp_path))
+    assert done.status == 0, done.told + done.message
+    assert (done.document["drill"]["snapshot"], done.document["drill"]["canary"]) == (one["name"], nonce)
+    reseal(Path(one["path"]))
+    done = lab.drive("snapshot", "verify", one["name"], "--drill", "--from", str(tmp_path))
+    assert done.status == 1, done.told
+    assert "etcdutl does not restore the snapshot: expected sha256" in done.message, done.message
+    gone()
+    lab.kubectl("-n", "kube-system", "delete", "configmap", "metalhub-canary")
     assert lab.drive("snapshot", "prune", "--keep", "0", "--days", "0").status == 0
 
 

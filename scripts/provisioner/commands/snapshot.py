@@ -11,7 +11,7 @@ import typer
 from provisioner import plan
 from provisioner.commands import options
 from provisioner.console import Console
-from provisioner.errors import command
+from provisioner.errors import ProvisionError, command
 from provisioner.launch import finish, operate
 from provisioner.plan import Request
 
@@ -24,7 +24,7 @@ Name = Annotated[str, typer.Option(metavar="NAME", help="What the names of the n
 Keep = Annotated[int, typer.Option(metavar="N", min=0, help="How many of the newest each server keeps in any case.")]
 Days = Annotated[float, typer.Option(metavar="DAYS", min=0, help="Only those that are older are deleted.")]
 # What has a playbook of its own.
-ALONE = {"fetch": "etcd_fetch", "push": "etcd_push"}
+ALONE = {"drill": "etcd_drill", "fetch": "etcd_fetch", "push": "etcd_push"}
 
 
 def size(count: int) -> str:
@@ -96,9 +96,50 @@ def prune(
     return _run("prune", site, why, as_json, verbose, rke2_snapshot_keep=keep, rke2_snapshot_days=days)
 
 
+def drilled(found: Mapping[str, Any]) -> str:
+    """Return what a drill has read, in words."""
+    canary = f"canary {found['canary'][:8]} is there" if found["canary"] else "it holds no canary"
+    return (
+        f"{found['snapshot']} was restored on {found['host']} by etcd {found['etcd']}: {found['keys']} keys at revision"
+        f" {found['revision']}, {canary}, {size(found['size'])}, {found['seconds']:g} s"
+    )
+
+
+def _drill(site: str, name: str, source: Path | None, as_json: bool, verbose: int) -> int:
+    again = command("snapshot", "verify", *filter(None, [name]), "--drill", "--site", site)
+    variables = {"rke2_drill_snapshot": name} | ({"rke2_fetch_directory": str(source.resolve())} if source else {})
+    why = "one that was fetched" if name else "a canary, a snapshot, a restore on a host of its own"
+    request = Request("snapshot-drill", variables=variables)
+    outcome = operate(request, site, playbook=ALONE["drill"], why=why, then=again, as_json=as_json, verbosity=verbose)
+    console = Console(as_json=as_json)
+    report = outcome.report if outcome.result == "ok" else None
+    if report:
+        console.say(drilled(report), "green")
+    return finish(console, request.verb, site, outcome, again, drill=report)
+
+
 @app.command()
-def verify(site: options.Site, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
-    """Read every snapshot whole and compare it with the checksum that etcd wrote into it; ends with 1 if one is not."""
+def verify(
+    site: options.Site,
+    name: Annotated[str, typer.Argument(metavar="[SNAPSHOT]", help="With --drill: one that was fetched.")] = "",
+    drill: Annotated[
+        bool, typer.Option("--drill", help="Restore one on the host of the group drill and read it back.")
+    ] = False,
+    source: Annotated[Path | None, typer.Option("--from", metavar="DIR", help="Where the fetched one is.")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> int:
+    """Read every snapshot whole and compare it with the checksum that etcd wrote into it; ends with 1 if one is not.
+
+    --drill: write a canary, take a snapshot, fetch it sealed, restore it beside the cluster and read the canary back.
+    """
+    if drill:
+        return _drill(site, name, source, as_json, verbose)
+    if name or source:
+        raise ProvisionError(
+            "verify reads all snapshots on the servers; SNAPSHOT and --from are for --drill.",
+            f"For a fetched one: {command('snapshot', 'verify', name or 'SNAPSHOT', '--drill', '--site', site)}",
+        )
     return _run("verify", site, "every byte is read; looks only", as_json, verbose)
 
 

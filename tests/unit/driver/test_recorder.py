@@ -92,3 +92,8 @@ def test_a_stage_in_which_the_user_asked_to_stop_is_not_finished_and_later_ones_
     recorder = _fold(tmp_path, *events, stop_before=2)
     assert [(end.stage, end.result) for end in recorder.finished] == [("one", "interrupted")]
     assert (tmp_path / "stop").exists()
+
+
+def test_what_a_task_says_to_people_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fold(tmp_path, _play(1), Event("ok", host="a", task="T", message="it waits"), _stats())
+    assert "a | it waits" in capsys.readouterr().err

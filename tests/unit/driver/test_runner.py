@@ -79,3 +79,11 @@ def test_an_error_in_the_receiver_is_kept_for_the_end_instead_of_being_swallowed
     translate = runner._Translator(receiver)
     translate({"event": "verbose"})
     assert isinstance(translate.error, OSError)
+
+
+def test_what_a_task_says_that_does_nothing_else_is_handed_on() -> None:
+    said = {"host": "a", "task": "Say it", "task_action": "ansible.builtin.debug", "res": {"msg": "look"}}
+    other = said | {"task_action": "ansible.builtin.command"}
+    listed = said | {"res": {"msg": {"a": 1}}}
+    seen = _translate(*({"event": "runner_on_ok", "event_data": data} for data in (said, other, listed)))
+    assert [event.message for event in seen] == ["look", "", ""]

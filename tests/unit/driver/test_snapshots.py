@@ -35,6 +35,18 @@ REPORT: dict[str, Any] = {
 }
 
 
+DRILLED = {
+    "snapshot": "metalhub-drill-alpha-1772359200",
+    "host": "three",
+    "etcd": "3.6.14",
+    "keys": 900,
+    "revision": 12345,
+    "canary": "0123456789abcdef0123456789abcdef",
+    "size": 12_900_000,
+    "seconds": 2.4,
+}
+
+
 @pytest.mark.proves("snapshot-list")
 def test_the_table_names_server_age_size_and_release_and_what_is_not_whole() -> None:
     older = ONE | {"name": "b", "created": 0, "version": "", "whole": False, "error": "cut off"}
@@ -84,14 +96,15 @@ def operations(checkout: Checkout, ansible: Ansible, monkeypatch: pytest.MonkeyP
     """The playbooks of both verbs; returns the variables of each call, and answers as the servers would."""
     directory = checkout.root / "playbooks/operations"
     directory.mkdir()
-    for name in ("etcd_snapshot", "etcd_restore", "etcd_fetch", "etcd_push"):
+    for name in ("etcd_snapshot", "etcd_restore", "etcd_fetch", "etcd_push", "etcd_drill"):
         (directory / f"{name}.yml").write_text(PLAY.format(hosts="rke2_server", more=""), encoding="utf-8")
     calls: list[dict[str, Any]] = []
 
     def run(request: RunRequest, *others: object) -> runner.RunResult:
         told = dict(request.extra_vars)
         calls.append(told)
-        report = REPORT if "rke2_restore_snapshot" in told else [ONE | {"path": "/there/one.vault"}]
+        report: Any = REPORT if "rke2_restore_snapshot" in told else [ONE | {"path": "/there/one.vault"}]
+        report = DRILLED if "rke2_drill_snapshot" in told else report
         Path(told["provision_report_file"]).write_text(json.dumps(report), encoding="utf-8")
         return ansible(request, *others)  # type: ignore[arg-type]
 
@@ -169,3 +182,28 @@ def test_what_was_fetched_is_brought_back_by_its_name(
     assert done.exit_code == 0, done.stderr
     assert ansible.ran == [["lock", "etcd_push", "unlock"]]
     assert (operations[0]["rke2_fetch_snapshot"], operations[0]["rke2_fetch_directory"]) == ("one", str(tmp_path))
+
+
+@pytest.mark.proves("restore-drill-asks")
+def test_a_drill_says_what_it_read_and_takes_a_fetched_snapshot_too(
+    checkout: Checkout, ansible: Ansible, operations: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    done = checkout.run("snapshot", "verify", "--drill", "--site", "here")
+    assert done.exit_code == 0, done.stderr
+    assert ansible.ran == [["lock", "etcd_drill", "unlock"]]
+    assert operations[0]["rke2_drill_snapshot"] == ""
+    assert "restored on three by etcd 3.6.14: 900 keys at revision 12345, canary 01234567 is there" in " ".join(
+        done.stdout.split()
+    )
+    document = checkout.document("snapshot", "verify", "mine", "--drill", "--from", str(tmp_path), "--site", "here")
+    assert document["drill"] == DRILLED
+    assert operations[1]["rke2_drill_snapshot"] == "mine"
+    assert operations[1]["rke2_fetch_directory"] == str(tmp_path)
+
+
+@pytest.mark.proves("restore-drill-asks")
+def test_a_snapshot_without_drill_is_refused_with_the_right_command(checkout: Checkout, ansible: Ansible) -> None:
+    done = checkout.run("snapshot", "verify", "mine", "--site", "here")
+    assert done.exit_code == ExitCode.USAGE
+    assert "snapshot verify mine --drill --site here" in done.stderr
+    assert not ansible.ran

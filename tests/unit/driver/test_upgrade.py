@@ -117,6 +117,9 @@ def test_a_node_that_runs_the_release_but_was_not_given_back_is_visited() -> Non
     (hop,) = plan(site(new, w2=Node("w2", False, new, new, cordoned=True)), new)
     assert (hop.servers, hop.agents) == ((), ("w2",))
     assert plan(site(new), new) == ()
+    # The last one, just restarted when the driver died.
+    (hop,) = plan(site(new, w2=Node("w2", False, "", new, ready=False, cordoned=True)), new)
+    assert (hop.servers, hop.agents) == ((), ("w2",))
 
 
 def test_a_component_that_does_not_go_with_a_hop_forbids_it_with_what_to_set_before() -> None:

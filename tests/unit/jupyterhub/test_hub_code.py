@@ -130,6 +130,7 @@ def prepared(directory: Path) -> None:
     "hub-cancel",
     "hub-forged",
     "hub-visits",
+    "hub-maintenance",
     "hub-kernels",
 )
 @pytest.mark.parametrize("chart", [pytest.param(name, id=name) for name in RELEASES])

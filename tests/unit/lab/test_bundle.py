@@ -14,10 +14,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 import build
 import bundle
 import images
+import nodes
 
 RELEASE = "v1.35.4+rke2r1"
 
@@ -186,3 +188,9 @@ def test_upstreams_charts_are_taken_from_a_directory_under_the_names_and_version
     made = bundle.charts()
     assert [*made] == ["charts/metallb/0.16.1"]
     assert (made["charts/metallb/0.16.1"] / "metallb-0.16.1.tgz").read_text() == "upstream's"
+
+
+@pytest.mark.proves("etcd-tools")
+def test_the_site_names_the_etcd_that_the_bundle_has() -> None:
+    versions = yaml.safe_load((nodes.SITE / "group_vars/all/versions.yml").read_text())
+    assert versions["rke2_etcd_version"] == bundle.etcd_version()

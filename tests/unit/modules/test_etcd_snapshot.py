@@ -312,3 +312,23 @@ def test_a_snapshot_that_is_another_than_before_is_not_restored(machine: Machine
     machine.snapshot.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert "is written behind it" in machine.step("reset", snapshot=str(machine.snapshot))["msg"]
     assert not any(call.startswith("rke2 ") for call in machine.calls())
+
+
+@pytest.mark.proves("etcd-tools")
+def test_the_tool_that_a_deploy_laid_down_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rke2_snapshot_info, "ETCDUTL", str(tmp_path / "etcd/*/etcdutl"))
+    monkeypatch.setattr("shutil.which", lambda _: None)
+
+    def tool() -> str:
+        with patch_module_args({"data_dir": str(tmp_path / "data")}), pytest.raises(SystemExit):
+            rke2_snapshot_info.main()
+        return str(json.loads(capsys.readouterr().out)["etcdutl"])
+
+    assert tool() == ""
+    for name in ("data/bin", "etcd/v3.6.14"):
+        path = tmp_path / name / "etcdutl"
+        path.parent.mkdir(parents=True)
+        path.touch(0o700)
+        assert tool() == str(path)

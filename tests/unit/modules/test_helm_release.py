@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from plugins.module_utils.bundle_files import sha256
 from plugins.modules import helm_release
 
 # Answers `status` from the disk; `upgrade` keeps what it was given and writes the next state, unless it is to fail.
@@ -79,7 +80,7 @@ def lay(place: Path, name: str, content: bytes) -> None:
     known = place / "bundle/manifest.json"
     files = json.loads(known.read_text())["files"] if known.exists() else []
     files = [entry for entry in files if entry["path"] != name]
-    known.write_text(json.dumps({"files": [*files, {"path": name, "sha256": helm_release.sha256(content)}]}))
+    known.write_text(json.dumps({"files": [*files, {"path": name, "sha256": sha256(content)}]}))
 
 
 def run(capsys: pytest.CaptureFixture[str], place: Path, **different: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Cluster:
 
     def run(self, state: str, **arguments: Any) -> dict[str, Any]:
         """Run the module and return its result."""
-        words = {"name": "a", "state": state, "data_dir": str(self.directory.parent), **arguments}
+        words = {"name": "a", "state": state, "seconds": 1, "data_dir": str(self.directory.parent), **arguments}
         with patch_module_args(words), pytest.raises(SystemExit):
             rke2_drain.main()
         result: dict[str, Any] = json.loads(self.capsys.readouterr().out)
@@ -93,7 +94,8 @@ def test_a_cordon_bears_who_set_it_and_in_which_run(cluster: Cluster) -> None:
     body = json.loads(call.partition("--patch ")[2].rpartition(" --")[0])
     assert body["spec"] == {"unschedulable": True}
     assert body["metadata"]["resourceVersion"] == "7"
-    assert json.loads(body["metadata"]["annotations"][rke2_drain.MARK]) == {"owner": "ann@control", "run": "one"}
+    mark = {"owner": "ann@control", "run": "one", "policy": "wait"}
+    assert json.loads(body["metadata"]["annotations"][rke2_drain.MARK]) == mark
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,34 @@ def test_with_evict_users_servers_are_ended_too(cluster: Cluster) -> None:
     assert (result["drained"], result["users"]) == (True, {"hub/jupyter-ann": 0})
     assert "--force" in cluster.calls[-1]
     assert "--disable-eviction" not in cluster.calls[-1]
+
+
+@pytest.mark.parametrize(("left", "ended"), [pytest.param(600, False, id="before"), pytest.param(-1, True, id="after")])
+def test_with_evict_users_have_the_time_that_the_mark_promises(cluster: Cluster, left: int, ended: bool) -> None:
+    cluster.has(pods={"items": [pod("jupyter-ann", labels=USER)]})
+    notes = {rke2_drain.MARK: json.dumps({"owner": "ann", "run": "one", "until": int(time.time()) + left})}
+    metadata = {"name": "a", "resourceVersion": "7", "annotations": notes}
+    cluster.has(node={"metadata": metadata, "spec": {"unschedulable": True}})
+    assert not cluster.run("drained", policy="evict", notice=600)["drained"]
+    assert any(call.startswith("drain") for call in cluster.calls) == ended
+
+
+def test_the_mark_says_when_users_servers_end(cluster: Cluster) -> None:
+    cluster.has(pods={"items": [pod("jupyter-ann", labels=USER)]})
+    before = int(time.time())
+    mark = cluster.run("drained", policy="evict", notice=600)["cordoned_by"]
+    assert mark["policy"] == "evict"
+    assert before + 600 <= mark["until"] <= time.time() + 600
+    # Nobody is kept waiting where nobody is.
+    cluster.has(pods={"items": [pod("proxy", "ReplicaSet")]}, after={"items": []})
+    assert cluster.run("drained", policy="evict", notice=600)["drained"]
+
+
+def test_a_call_waits_as_long_as_it_may_for_whoever_it_may_not_end(cluster: Cluster) -> None:
+    cluster.has(pods={"items": [pod("jupyter-ann", labels=USER)]})
+    began = time.monotonic()
+    assert not cluster.run("drained", policy="wait", seconds=2)["drained"]
+    assert time.monotonic() - began >= 2
 
 
 def test_with_skip_the_node_is_cordoned_and_everything_runs_on(cluster: Cluster) -> None:

@@ -83,7 +83,11 @@ def node(name: str, ready: bool = True, voter: bool = True, version: str = VERSI
         "kind": "Node",
         "metadata": {"name": name, "labels": {"a": "b"}, "annotations": {"c": "d"}},
         "spec": spec,
-        "status": {"conditions": conditions, "nodeInfo": {"kubeletVersion": version}},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": "192.0.2.21"}, {"type": "Hostname", "address": name}],
+            "conditions": conditions,
+            "nodeInfo": {"kubeletVersion": version},
+        },
     }
 
 
@@ -139,12 +143,14 @@ def test_a_member_is_told_in_one_answer(capsys: pytest.CaptureFixture[str], mach
     assert result["nodes"]["a"] == {
         "ready": True,
         "voter": True,
+        "addresses": ["192.0.2.21"],
         "version": VERSION,
         "labels": {"a": "b"},
         "annotations": {"c": "d"},
         "taints": ["k=:NoSchedule", "l=v:NoExecute"],
         "unschedulable": False,
         "pod_network": "10.42.0.0/24",
+        "devices": {},
     }
     assert (result["nodes"]["b"]["ready"], result["nodes"]["b"]["voter"]) == (False, False)
 
@@ -188,9 +194,14 @@ def test_a_version_is_read_in_both_spellings(text: str, version: str) -> None:
 
 
 def test_what_a_node_lacks_is_told_in_words() -> None:
-    wait = {"nodes": ["a", "b", "c"], "voters": ["a", "c"], "version": VERSION}
+    wait: dict[str, Any] = {"nodes": ["a", "b", "c"], "voters": ["a", "c"], "version": VERSION, "devices": {}}
     nodes = {
-        "a": {"ready": True, "version": VERSION, "voter": True},
+        "a": {
+            "ready": True,
+            "version": VERSION,
+            "voter": True,
+            "devices": {"nvidia.com/gpu": 3, "nvidia.com/mig-1g.10gb": 2},
+        },
         "b": {"ready": False, "version": VERSION, "voter": False},
         "c": {"ready": True, "version": "v1.34.1+rke2r1", "voter": False},
     }
@@ -202,6 +213,11 @@ def test_what_a_node_lacks_is_told_in_words() -> None:
     ]
     wait["nodes"] = wait["voters"] = ["a"]
     assert rke2_info.missing(wait, {"active": "active", "sub": "running"}, nodes) == []
+    wait["devices"] = {"nvidia.com/gpu": 4, "nvidia.com/mig-1g.10gb": 2}
+    assert rke2_info.missing(wait, {"active": "active", "sub": "running"}, nodes) == [
+        "node a offers 3 of 4 nvidia.com/gpu"
+    ]
+    wait["devices"] = {}
     assert rke2_info.missing(wait, {"active": "active", "sub": "running"}, {}) == [
         "node a has not registered",
         "node a does not vote in etcd",
@@ -456,3 +472,41 @@ def test_a_node_is_gone_once_neither_cluster_nor_etcd_knows_it(
 def test_an_etcd_that_is_silent_is_no_evidence(tmp_path: Path) -> None:
     (told,) = rke2_info.still_known(["a"], {}, str(tmp_path))
     assert told.startswith("etcd does not tell its members")
+
+
+def test_every_file_that_configures_the_service_is_told_with_what_is_younger_than_its_start(
+    capsys: pytest.CaptureFixture[str], machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = machine.root / "about"
+    monkeypatch.setattr(rke2_info, "ABOUT_SERVICE", (f"{about}/%.env", f"{about}/%.service.d/*.conf"))
+    data, token = machine.root / "elsewhere", machine.root / "token"
+    files = {
+        machine.root / "etc/config.yaml": f"data-dir: {data}\nnode-name: 'Found-1'\n",
+        machine.root / "etc/config.yaml.d/10-a.yaml": f'token-file: "{token}"  # theirs\n',
+        about / "rke2-server.env": "A=1\n",
+        about / "rke2-server.service.d/10.conf": "[Service]\n",
+        data / "server/token": "K10::server:x\n",
+        token: "x\n",
+    }
+    charts = {"rke2-canal-config.yaml": "kind: HelmChartConfig\n", "other.yaml": "kind: Job\n"}
+    for path, content in (files | {data / "server/manifests" / name: text for name, text in charts.items()}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        os.utime(path, (0, 0))
+    os.utime(token)
+    (machine.root / "units/rke2-server").write_text(
+        f"ActiveState=active\nActiveEnterTimestampMonotonic={int((time.monotonic() - 60) * 1000000)}\n"
+        "ExecStart={ path=/usr/local/bin/rke2 ; argv[]=/usr/local/bin/rke2 server --debug ; ignore_errors=no }\n"
+    )
+    machine.serves({"items": []})
+    assert "configuration" not in run(capsys, machine)
+    machine.data_dir = ""  # type: ignore[assignment]
+    found = run(capsys, machine, configuration=True)["configuration"]
+    assert found["files"] == {str(path): content for path, content in files.items()}
+    assert found["edited"] == [str(token)]
+    assert (found["node"], found["data_dir"], found["arguments"]) == ("found-1", str(data), ["--debug"])
+    assert found["charts"] == ["rke2-canal-config.yaml"]
+    # As most units are.
+    path = machine.root / "units/rke2-server"
+    path.write_text(path.read_text().replace(" --debug", ""))
+    assert run(capsys, machine, configuration=True)["configuration"]["arguments"] == []

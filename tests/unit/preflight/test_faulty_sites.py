@@ -405,6 +405,14 @@ def test_no_finding_shows_a_secret(tmp_path: Path, value: str) -> None:
 
 
 @pytest.mark.proves("preflight-secrets")
+def test_secrets_of_an_adopted_cluster_are_taken_as_they_are_and_no_other(tmp_path: Path) -> None:
+    edits: list[Edit] = [(VAULT, TOKEN, "change-me"), (VAULT, AGENT_TOKEN, "change-me"), (VAULT, PASSWORD, "weak")]
+    named = "site_adopted_secrets: [vault_site_rke2_token, vault_site_rke2_agent_token]\n"
+    found = sites.findings(sites.make(tmp_path, [*edits, (SITE, "", named)]))
+    assert [finding.key for finding in found] == ["vault_site_api_address_password"]
+
+
+@pytest.mark.proves("preflight-secrets")
 def test_no_finding_shows_a_secret_in_clear_text_or_in_a_proxy(tmp_path: Path) -> None:
     edits: list[Edit] = [
         ("group_vars/all/open.yml", "", "vault_site_rke2_agent_token: Zq9-canary-4f\n"),

@@ -376,7 +376,8 @@ def test_values_that_are_no_longer_asked_for_are_taken_back_by_empty_ones() -> N
     role = Role(now=answer(chart_configs=["rke2-canal"]))
     document = yaml.safe_load(role.file("/var/lib/rancher/rke2/server/manifests/rke2-canal-config.yaml")["content"])
     assert yaml.safe_load(document["spec"]["valuesContent"]) == {}
-    assert not [file for file in Role().get("__rke2_files") if "manifests" in file["path"]]
+    laid = [file["path"] for file in Role().get("__rke2_files") if file.get("state") != "absent"]
+    assert not [path for path in laid if "manifests" in path]
 
 
 @pytest.mark.proves("rke2-charts")
@@ -475,7 +476,12 @@ def test_an_input_that_is_refused_shows_no_secret() -> None:
     # Ansible prints every default of the spec, rendered, beside what it refuses.
     specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
     secret = {name: option for name, option in specs["server"]["options"].items() if option.get("no_log")}
-    assert set(secret) == {"rke2_token", "rke2_agent_token"}
+    assert set(secret) == {
+        "rke2_token",
+        "rke2_agent_token",
+        "rke2_snapshot_s3_access_key",
+        "rke2_snapshot_s3_secret_key",
+    }
     assert not [name for name, option in secret.items() if "default" in option]
 
 
@@ -707,3 +713,88 @@ def test_a_key_is_made_by_one_server_and_taken_by_all(
         __rke2_encryption={"stdout": json.dumps(told)},
     )
     assert (role.get("__rke2_encryption_due"), role.get("__rke2_encryption_behind")) == (due, behind)
+
+
+# Snapshots in an S3 store
+S3: dict[str, Any] = {
+    "rke2_snapshot_s3": {"bucket": "snapshots", "endpoint": "s3.example.org", "folder": "here"},
+    "rke2_snapshot_s3_access_key": "somebody",
+    "rke2_snapshot_s3_secret_key": "correct-horse-battery",
+}
+MANIFEST = "/var/lib/rancher/rke2/server/manifests/etcd-snapshot-s3.yaml"
+
+
+@pytest.mark.proves("snapshot-s3-secret")
+def test_a_store_for_snapshots_is_told_by_a_secret_and_its_credentials_stand_nowhere_else() -> None:
+    role = Role(**S3)
+    config = role.get("__rke2_config")
+    assert {key: value for key, value in config.items() if key.startswith("etcd-s3")} == {
+        "etcd-s3": True,
+        "etcd-s3-config-secret": "k3s-etcd-snapshot-s3-config",
+    }
+    files = {file["path"]: file for file in role.get("__rke2_files")}
+    assert [path for path, file in files.items() if "correct-horse-battery" in file["content"]] == [MANIFEST]
+    assert (files[MANIFEST]["mode"], files[MANIFEST]["no_diff"]) == ("0600", True)
+    secret = yaml.safe_load(files[MANIFEST]["content"])
+    assert (secret["metadata"]["name"], secret["metadata"]["namespace"]) == (
+        config["etcd-s3-config-secret"],
+        "kube-system",
+    )
+    assert secret["stringData"] == {
+        "etcd-s3-bucket": "snapshots",
+        "etcd-s3-endpoint": "s3.example.org",
+        "etcd-s3-folder": "here",
+        "etcd-s3-access-key": "somebody",
+        "etcd-s3-secret-key": "correct-horse-battery",
+    }
+    # What RKE2 would pass over the Secret for.
+    assert "rke2_snapshot_s3" in Role(**S3, rke2_config={"etcd-s3-region": "x"}).refused(
+        "Refuse a configuration that RKE2 would drop in silence"
+    )
+
+
+@pytest.mark.proves("snapshot-s3-secret")
+def test_without_a_store_nothing_of_it_is_laid_down_and_rke2s_own_keys_are_free() -> None:
+    role = Role(rke2_config={"etcd-s3": True, "etcd-s3-bucket": "x"})
+    assert role.get("__rke2_config")["etcd-s3"] is True
+    assert role.get("__rke2_faults") == []
+    assert not [key for key in Role().get("__rke2_config") if key.startswith("etcd-s3")]
+    assert [file["state"] for file in Role().get("__rke2_files") if file["path"] == MANIFEST] == ["absent"]
+    assert not [file for file in Role("agent", **S3).get("__rke2_files") if "correct-horse" in file["content"]]
+    agent = Role("agent", **S3).get("__rke2_config")
+    assert not [key for key in agent if key.startswith("etcd-s3")]
+
+
+# Drills
+@pytest.mark.proves("restore-drill-asks")
+@pytest.mark.parametrize("hosts", [None, [], ["one", "two"]])
+def test_a_drill_wants_one_host_and_says_what_to_write(hosts: list[str] | None) -> None:
+    groups: dict[str, Any] = {"rke2_agent": ["worker"]} | ({} if hosts is None else {"drill": hosts})
+    said = Role(groups=groups, inventory_dir="inventories/here").refused("without one host for it", "drill")
+    assert 'drill: {"hosts": {"worker": {}}}' in said
+    assert f"has {len(hosts or [])}" in said
+    assert Role(groups=groups | {"drill": ["worker"]}).refused("without one host for it", "drill") == ""
+
+
+@pytest.mark.proves("restore-drill-asks")
+def test_a_drill_of_a_snapshot_that_was_not_fetched_names_the_command(tmp_path: Path) -> None:
+    said: dict[str, Any] = {"rke2_fetch_directory": str(tmp_path), "rke2_drill_snapshot": "mine"}
+    assert "snapshot fetch mine --site here" in Role(**said).refused("that was not fetched", "drill")
+    (tmp_path / "mine.vault").touch()
+    assert Role(**said).refused("that was not fetched", "drill") == ""
+
+
+@pytest.mark.proves("restore-drill-asks")
+def test_a_drill_takes_its_own_newest_snapshot_and_deletes_no_other() -> None:
+    names = ["metalhub-drill-one-1700000000", "metalhub-drill-one-1700000900", "drill-one-1700009999"]
+    looked = {"snapshots": [{"name": name, "created": int(name[-10:])} for name in names]}
+    role = Role(
+        ansible_play_hosts_all=["one"],
+        hostvars={"one": {"__rke2_snapshots": looked}},
+        __rke2_snapshots=looked,
+        rke2_fetch_directory="/there",
+    )
+    assert role.get("__rke2_drill_name") == names[1]
+    assert role.get("__rke2_drill_taken") == names[:2]
+    assert role.get("__rke2_drill_directory") == "/there/.drill"
+    assert Role(rke2_fetch_directory="/there", rke2_drill_snapshot="x").get("__rke2_drill_directory") == "/there"

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,25 +63,26 @@ def sentence(found: Machines, resource: str, count: int) -> str:
     return f"{text}; a server waits until a machine has {count} to give."
 
 
-class Capacity:
+class Look:
     """What the cluster said last."""
 
-    def __init__(self) -> None:
+    def __init__(self, *questions: str) -> None:
+        self.questions = questions
         self.asked = float("-inf")
-        self.said: tuple[list[Any], list[Any]] | None = None
+        self.said: list[list[Any]] | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Capacity:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Look:
         # The hub copies its settings for every server, and what was said is everybody's.
         return self
 
     async def _ask(self, api: Any) -> None:
         # Raw answers: the client would make thousands of objects of them while everybody waits.
         options = {"_preload_content": False, "resource_version": "0", "_request_timeout": SECONDS_WAITED}
-        nodes, pods = await asyncio.gather(api.list_node(**options), api.list_pod_for_all_namespaces(**options))
-        self.said = json.loads(await nodes.read())["items"], json.loads(await pods.read())["items"]
+        asked: list[Awaitable[Any]] = [getattr(api, question)(**options) for question in self.questions]
+        self.said = [json.loads(await answer.read())["items"] for answer in await asyncio.gather(*asked)]
 
-    async def told(self, api: Any, profiles: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the profiles with what is free behind their descriptions; without, if the cluster does not say."""
+    async def now(self, api: Any) -> list[list[Any]] | None:
+        """Return the answers, a few seconds old at most; None if the cluster does not give them in time."""
         now = time.monotonic()
         if now - self.asked >= SECONDS_KEPT:
             # Before the answer: who comes meanwhile reads the one before.
@@ -90,14 +91,27 @@ class Capacity:
                 await asyncio.wait_for(self._ask(api), SECONDS_WAITED)
             except Exception as error:  # noqa: BLE001  (whatever it is, the page matters more)
                 self.said = None
-                logging.getLogger("JupyterHub").warning("The cluster does not say which GPUs are free: %r", error)
-        if self.said is None:
+                logging.getLogger("JupyterHub").warning("The cluster does not answer %s: %r", self.questions, error)
+        return self.said
+
+
+class Capacity(Look):
+    """What there is of GPUs."""
+
+    def __init__(self) -> None:
+        super().__init__("list_node", "list_pod_for_all_namespaces")
+
+    async def told(self, api: Any, profiles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the profiles with what is free behind their descriptions; without, if the cluster does not say."""
+        said = await self.now(api)
+        if said is None:
             return profiles
+        nodes, pods = said
         found = copy.deepcopy(profiles)
         for profile in found:
             wanted = profile.get("kubespawner_override", {}).get("extra_resource_limits", {})
             for resource, count in wanted.items():
                 if count:
-                    text = sentence(machines(*self.said, resource), resource, int(count))
+                    text = sentence(machines(nodes, pods, resource), resource, int(count))
                     profile["description"] = f"{profile.get('description', '')} {text}".strip()
         return found

@@ -45,6 +45,7 @@ def render(hub: Any, page: str, **words: Any) -> str:
             "user": None,
             "parsed_scopes": {},
             "services": [],
+            "maintenance": str,
             **words,
         }
         return str(await settings["jinja2_env"].get_template(page).render_async(**namespace))

@@ -9,7 +9,9 @@ import asyncio
 import json
 import os
 import re
+import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -92,6 +94,18 @@ class Cluster:
         self.claims: dict[str, Any] = {}
         self.pods: dict[str, Any] = {}
         self.events: dict[str, list[Any]] = {}
+        self.nodes: list[Any] | None = None
+
+    async def list_node(self, **_: Any) -> Any:
+        """Return the nodes as one reads them who does not have the answer read; silent without any."""
+        if self.nodes is None:
+            raise OSError("no route")
+        text = json.dumps({"items": self.nodes}).encode()
+
+        async def read() -> bytes:
+            return text
+
+        return SimpleNamespace(read=read)
 
     async def create_namespaced_persistent_volume_claim(self, namespace: str, body: Any) -> None:  # noqa: ARG002
         """Keep a claim, unless there is one of the name."""
@@ -428,3 +442,42 @@ def test_an_administrator_in_a_server_is_seen_by_its_owner(hub: Hub) -> None:
     page = owner.get(f"{hub.url}/home", timeout=10).text
     assert re.search(r"<li>20\S+ lena</li>", page)
     assert "lena" not in stranger.get(f"{hub.url}/home", timeout=10).text
+
+
+def notice(hub: Hub, browser: requests.Session, page: str, mark: Any) -> str:
+    """Return what a page tells its user while a node bears a mark; the cluster is asked anew. None: it is silent."""
+    nodes = [{"metadata": {"name": "one", "annotations": {}}}, {"metadata": {"name": "two"}}]
+    if mark:
+        nodes[0]["metadata"]["annotations"] = {"metalhub.io/cordoned-by": mark}  # type: ignore[index]
+    hub.cluster.nodes = None if mark is None else nodes
+    hub.run(lambda: setattr(sys.modules["metalhub_maintenance"].NODES, "asked", float("-inf")))
+    answer = browser.get(f"{hub.url}/{page}", timeout=10)
+    found = re.search(r'id="maintenance"[^>]*>([^<]*)<', answer.text)
+    assert answer.ok or page == "nowhere"
+    return found[1] if found else ""
+
+
+def test_whose_server_is_on_a_machine_that_needs_work_reads_it_on_every_page(hub: Hub) -> None:
+    hub.keycloak.person("olga", "olga-1", "hub-users")
+    hub.keycloak.person("paul", "paul-1", "hub-users")
+    olga, paul = hub.login("olga"), hub.login("paul")
+    assert hub.start_server(olga, "olga") == hub.start_server(paul, "paul") == ""
+    wait = json.dumps({"owner": "ann", "run": "1", "policy": "wait"})
+    # It waits for a machine.
+    assert notice(hub, olga, "home", wait) == ""
+    for name, node in (("olga", "one"), ("paul", "two")):
+        hub.cluster.pods[f"default/jupyter-{name}"]["spec"] = {"nodeName": node}
+    for page in ("home", "spawn-pending/olga", "token"):
+        assert "stop your server when your work is saved" in notice(hub, olga, page, wait)
+    assert notice(hub, paul, "home", wait) == ""
+    assert notice(hub, requests.Session(), "login", wait) == ""
+    evict = {"owner": "ann", "run": "1", "policy": "evict", "until": time.time() + 290}
+    assert "ends within 5 minutes" in notice(hub, olga, "home", json.dumps(evict))
+    assert "ends within 1 minute:" in notice(hub, olga, "home", json.dumps(evict | {"until": 0}))
+    assert notice(hub, olga, "home", json.dumps(evict | {"policy": "skip"})) == ""
+    for faulty in ("{", "[]", '{"until": []}'):
+        assert "stop your server" in notice(hub, olga, "home", faulty)
+    # Nobody works there any more, the cluster does not answer, an error's page cannot wait.
+    assert notice(hub, olga, "home", "") == ""
+    assert notice(hub, olga, "home", None) == ""
+    assert notice(hub, olga, "nowhere", wait) == ""
