@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from tests.contract import tree
 
@@ -49,6 +51,20 @@ def _verify_files(role: Path) -> list[Path]:
 
 def _entry_points(role: Path) -> list[Path]:
     return [role / f"tasks/{entry}.yml" for entry in tree.specs(role)]
+
+
+@pytest.mark.proves("house-inputs")
+def test_every_roles_own_defaults_pass_its_own_specification() -> None:
+    problems = []
+    for role in tree.roles():
+        for entry, spec in tree.specs(role).items():
+            options = spec.get("options", {})
+            # What is computed is not known here, and the schema of sites wants sites.
+            plain = {name: one["default"] for name, one in options.items() if "{{" not in str(one.get("default", "{{"))}
+            known = {name: options[name] for name in plain}
+            found = ArgumentSpecValidator(json.loads(json.dumps(known))).validate(plain)
+            problems += [f"{tree.relative(role)}, {entry}: {text}" for text in found.error_messages]
+    tree.refuse(problems, "a site that sets nothing would be refused")
 
 
 @pytest.mark.proves("house-inputs")

@@ -747,6 +747,9 @@ def test_a_store_for_snapshots_is_told_by_a_secret_and_its_credentials_stand_now
         "etcd-s3-access-key": "somebody",
         "etcd-s3-secret-key": "correct-horse-battery",
     }
+    assert "names no bucket" in Role(rke2_snapshot_s3={"region": "eu"}).refused(
+        "Refuse a configuration that RKE2 would drop in silence"
+    )
     # What RKE2 would pass over the Secret for.
     assert "rke2_snapshot_s3" in Role(**S3, rke2_config={"etcd-s3-region": "x"}).refused(
         "Refuse a configuration that RKE2 would drop in silence"
