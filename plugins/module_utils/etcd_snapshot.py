@@ -230,7 +230,7 @@ def contents(path: Path) -> Contents:
             found.revision = revision
             if gone:
                 live.pop(key, None)
-            else:
+            elif key:  # raising the revision leaves one that is empty, which etcd tells nobody
                 wanted = key.startswith((b"/registry/minions/", b"/bootstrap/")) or key.split(b"/")[2:3] in _PLACES
                 live[key] = value if wanted else b""
     except struct.error as error:
