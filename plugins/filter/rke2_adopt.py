@@ -85,8 +85,11 @@ def mapping(path: str, text: str) -> dict[str, Any]:
     """Return what a YAML file holds; raises ValueError, which names it, for anything but a mapping."""
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        # Its own words quote the file, which may hold secrets.
+        mark = getattr(error, "problem_mark", None)
+        where = f", see line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{path} is no valid YAML{where}") from None
     if found is not None and not isinstance(found, dict):
         raise ValueError(f"{path} holds no `key: value` lines")
     return found or {}
@@ -97,6 +100,17 @@ def listed(key: str, value: Any) -> list[str]:
     items = value if isinstance(value, list) else [value]
     texts = [str(item).lower() if isinstance(item, bool) else str(item) for item in items]
     return [part.strip() for text in texts for part in text.split(",")] if key in COMMAS else texts
+
+
+def undoubled(items: list[str]) -> list[str]:
+    """Return a list without a tail that only repeats what stands before it, which no option takes for more.
+
+    A first deploy that was killed leaves one: the whole list is written, and the layer that appends to it still there.
+    """
+    for size in range(1, len(items) // 2 + 1):
+        if items[-size:] == items[-2 * size : -size]:
+            return undoubled(items[:-size])
+    return items
 
 
 def environment(text: str) -> dict[str, str]:
@@ -123,7 +137,7 @@ def meaning(
     node, addresses: what the node is called and has in the cluster, which stands for keys that are missing.
     """
     found = {
-        key: listed(key, value)
+        key: undoubled(listed(key, value))
         for key, value in merged(files).items()
         if key in known_keys(known, service) and key not in REGISTRATION
     }

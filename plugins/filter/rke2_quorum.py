@@ -52,21 +52,12 @@ def rke2_local_volumes(volumes: Iterable[Mapping[str, Any]], name: str) -> list[
     return sorted(found)
 
 
-def rke2_devices(nodes: Iterable[Mapping[str, Any]], name: str) -> dict[str, int]:
-    """Return what the node `name` offers beside cores and memory, GPUs above all, as name to number; zeros left out."""
-    offered: Mapping[str, Any] = next(
-        (node["status"].get("allocatable", {}) for node in nodes if node["metadata"]["name"] == name), {}
-    )
-    return {key: int(value) for key, value in sorted(offered.items()) if "/" in key and value not in ("0", 0)}
-
-
 class FilterModule:
     """What Ansible asks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
-            "rke2_devices": rke2_devices,
             "rke2_local_volumes": rke2_local_volumes,
             "rke2_quorum_faults": rke2_quorum_faults,
         }

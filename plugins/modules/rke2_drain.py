@@ -232,15 +232,26 @@ class Node:
         for _ in range(TRIES):
             node = self.kubectl.read("node", self.name)
             mark, cordoned = mark_of(node), node["spec"].get("unschedulable", False)
-            if cordoned if drained else not mark:
+            if self.told(mark) and cordoned if drained else not mark:
                 return False, mark
+            # Somebody else's cordon stays theirs; only what is said to users is ours.
+            foreign = mark.get("foreign", False) if mark or not drained else cordoned
             if drained:
                 mark = {"owner": self.asked["owner"], "run": self.asked["run"], "policy": self.asked["policy"]}
-                if self.asked["policy"] == "evict":
-                    mark["until"] = int(time.time()) + self.asked["notice"]
-            if self.check or self.kubectl.patch(node, json.dumps(mark) if drained else None, drained or None):
+                mark |= {"until": int(time.time()) + self.asked["notice"]} if self.asked["policy"] == "evict" else {}
+                mark |= {"foreign": True} if foreign else {}
+            if self.check or self.kubectl.patch(
+                node, json.dumps(mark) if drained else None, drained or foreign or None
+            ):
                 return True, mark
         raise OSError(f"somebody else changes node {self.name} again and again")
+
+    def told(self, mark: dict[str, Any]) -> bool:
+        """Whether a mark says to users what this run does; one is needed only where they are given a time."""
+        policy = self.asked["policy"]
+        if policy == "evict":
+            return "until" in mark
+        return not mark or mark.get("policy", "wait") == policy
 
     def pods(self) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """Return the pods that a drain ends, and users' servers among them with their GPUs."""

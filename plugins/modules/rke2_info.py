@@ -241,6 +241,8 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.etcd_gateway import Gateway, Silent
+
 PROGRAMS = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
 CONFIG = "/etc/rancher/rke2/config.yaml"
 ETCDUTL = "/var/lib/metalhub/etcd/*/etcdutl"
@@ -259,8 +261,8 @@ ABOUT_SERVICE = (
     "/etc/systemd/system/%.service.d/*.conf",
     "/etc/keepalived/keepalived.conf",
 )
-# What a device plugin offers; RKE2's own resources have no "/", or a unit.
-DEVICE = re.compile(r"(?!.*kubernetes\.io/).+/")
+# Kubernetes writes a thousand devices as 1k.
+THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 VERSION = re.compile(r"v\d+\.\d+\.\d+[+-]rke2r\d+")
 AUTHORITY = re.compile(r"(^|-)ca(\.nochain)?\.crt$")
 # An error of the kubelet's, whose time and thread say nothing here.
@@ -330,9 +332,9 @@ def digest(paths: list[str]) -> str:
 
 
 def text(path: str) -> str:
-    """Return a file's content; empty when it cannot be read."""
+    """Return a file's content, with a mark for each byte that is no text; empty when it cannot be read."""
     try:
-        with open(path) as source:
+        with open(path, errors="replace") as source:
             return source.read()
     except OSError:
         return ""
@@ -392,37 +394,26 @@ def ask_api(kubeconfig: str, path: str) -> dict[str, Any]:
         return {}
 
 
-def etcd_members(data_dir: str) -> list[str]:
-    """Return the names of etcd's members as this server's own tells them; raises OSError when it does not answer."""
-    tls = data_dir + "/server/tls/etcd/"
-    context = ssl.create_default_context(cafile=tls + "server-ca.crt")
-    context.load_cert_chain(tls + "client.crt", tls + "client.key")
-    connection = http.client.HTTPSConnection("127.0.0.1", 2379, context=context, timeout=8)
-    try:
-        connection.request("POST", "/v3/cluster/member/list", "{}")
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise OSError(f"etcd answers {answer.status}")
-        return [str(member.get("name", "")) for member in json.loads(answer.read())["members"]]
-    except (ValueError, KeyError, http.client.HTTPException) as error:
-        raise OSError(str(error)) from error
-    finally:
-        connection.close()
-
-
 def still_known(gone: list[str], nodes: dict[str, Any], data_dir: str) -> list[str]:
     """Return, in words, what still knows nodes that are to be gone. A member has its node's name and a random tail."""
     if not gone:
         return []
     try:
-        members = etcd_members(data_dir)
-    except OSError as error:
+        members = [member.get("name", "") for member in Gateway(data_dir).members()]
+    except Silent as error:
         return [f"etcd does not tell its members: {error}"]
     lacks = [f"node {name} is still in the cluster" for name in gone if name in nodes]
     for name in gone:
         tail = re.compile(re.escape(name) + "(-[0-9a-f]{8})?")
         lacks += [f"{member} is still a member of etcd" for member in members if tail.fullmatch(member)]
     return lacks
+
+
+def devices(allocatable: dict[str, str]) -> dict[str, int]:
+    """Return what a node offers beside cores and memory, GPUs above all, as name to number; zeros left out."""
+    told = {kind: re.fullmatch(r"(\d+)([kMG]?)", quantity) for kind, quantity in allocatable.items() if "/" in kind}
+    found = {kind: int(match[1]) * THOUSANDS[match[2]] for kind, match in told.items() if match}
+    return {kind: number for kind, number in sorted(found.items()) if number}
 
 
 def cluster_nodes(data_dir: str, names: list[str]) -> dict[str, Any]:
@@ -445,9 +436,7 @@ def cluster_nodes(data_dir: str, names: list[str]) -> dict[str, Any]:
             "taints": [f"{t['key']}={t.get('value', '')}:{t['effect']}" for t in item["spec"].get("taints", [])],
             "unschedulable": item["spec"].get("unschedulable", False),
             "pod_network": item["spec"].get("podCIDR", ""),
-            "devices": {
-                kind: int(n) for kind, n in item["status"].get("allocatable", {}).items() if DEVICE.match(kind)
-            },
+            "devices": devices(item["status"].get("allocatable", {})),
         }
     return nodes
 

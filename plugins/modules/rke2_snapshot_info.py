@@ -34,6 +34,10 @@ options:
     description: Compare those of O(read) with the cluster that this server serves.
     type: bool
     default: false
+  etcd_version:
+    description: Release of etcd whose tool RV(etcdutl) names if it is there; else it is that of the newest release.
+    type: str
+    default: ''
   token:
     description: The server token, whose fingerprint is returned.
     type: str
@@ -135,6 +139,16 @@ def made(path: Path) -> int:
     return int(found.group(1)) if found else int(path.stat().st_mtime)
 
 
+def tools(version: str) -> list[str]:
+    """Return the tools that deploys have laid down: that of a release first, the others from the newest on."""
+
+    def rank(path: str) -> tuple[bool, list[int]]:
+        release = Path(path).parent.name
+        return release == version, [int(part) for part in re.findall(r"\d+", release)]
+
+    return sorted(glob.glob(ETCDUTL), key=rank, reverse=True)
+
+
 def about(path: Path) -> dict[str, Any]:
     """Return what is quick to know of one snapshot."""
     try:
@@ -181,6 +195,7 @@ def main() -> None:
             "directory": {"type": "str", "default": ""},
             "read": {"type": "list", "elements": "str", "default": []},
             "compare": {"type": "bool", "default": False},
+            "etcd_version": {"type": "str", "default": ""},
             "token": {"type": "str", "default": "", "no_log": True},
             "keep": {"type": "int", "default": 0, "no_log": False},
             "days": {"type": "float", "default": -1},
@@ -201,7 +216,7 @@ def main() -> None:
     for one in whole:  # names stay here: a site has thousands
         one["objects"] = {kind: len(names) for kind, names in one["objects"].items()}
     listed = [(one["name"], one["created"]) for one in found]
-    own = [*sorted(glob.glob(ETCDUTL)), f"{data_dir}/bin/etcdutl"]
+    own = [*tools(asked["etcd_version"]), f"{data_dir}/bin/etcdutl"]
     mark = Path(asked["mark"])
     module.exit_json(
         changed=False,

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from provisioner.upgrade import release
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 # What a role itself wrote as a reference to another variable; any other braces are a cluster's own text.
 REFERENCE = re.compile(r"\{\{ (vault|ansible)_\w+ \}\}")
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")
+VERSIONS = "group_vars/all/versions.yml"
 
 
 class _Unsafe(str):
@@ -46,6 +49,40 @@ def rendered(values: Mapping[str, Any], about: str = "") -> str:
     """Return the text of a file of variables."""
     body = yaml.dump(_marked(dict(values)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=150)
     return "---\n" + (f"# {about}\n" if about else "") + body
+
+
+def series(version: str) -> str:
+    """Return major and minor of a version."""
+    return ".".join(version.removeprefix("v").split(".")[:2])
+
+
+def fitted(report: Mapping[str, Any], table: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, Any]:
+    """Return the report with versions of the rest of the platform that go with the release, and notes of what does not.
+
+    table: what goes with what. defaults: parameter -> version that is in force where the site says none.
+    """
+    file = report["files"][VERSIONS]
+    values, notes = dict(file["values"]), list(report["notes"])
+    found = values[table["components"]["rke2"]]
+    minor = series(found)
+    row = table["minors"][minor]
+    least = row.get("minimum")
+    if least and (release(found) or ()) < (release(least["rke2"]) or ()):
+        what = f"{found} is older than {least['rke2']}, which closes {least['closes']}, and preflight refuses it"
+        do = f"Upgrade within {minor} the way it was installed, and write that release into {VERSIONS}"
+        notes.append(["versions.yml", what, do])
+    for component, name in table["components"].items():
+        if component == "rke2" or name not in defaults or series(defaults[name]) in row[component]:
+            continue
+        fitting = [version for version in table["releases"].get(component, ()) if series(version) in row[component]]
+        if fitting:
+            values[name] = fitting[-1]
+        else:
+            what = (
+                f"no release of {component} is known here that goes with Kubernetes {minor}, {defaults[name]} does not"
+            )
+            notes.append(["versions.yml", what, f"Write {name} of {', '.join(row[component])} into {VERSIONS}"])
+    return {**report, "files": {**report["files"], VERSIONS: {**file, "values": values}}, "notes": notes}
 
 
 def files(report: Mapping[str, Any]) -> dict[str, str]:

@@ -52,6 +52,7 @@ class Config:
 
     role: str
     values: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
 
     def get(self, key: str) -> Any:
         """The value of a key, None where it is not set."""
@@ -78,11 +79,11 @@ class Config:
         return str(self.values["node-name"])
 
     def secret(self, key: str) -> str:
-        """The token of `key` or of the file that `key`-file names; empty when neither is set."""
-        if self.values.get(key):
-            return str(self.values[key])
-        name = self.values.get(f"{key}-file")
-        return Path(name).read_text().strip() if name else ""
+        """The token of `key` or of the file that `key`-file names, read once; empty when neither is set."""
+        if key not in self.secrets:
+            name = self.values.get(f"{key}-file")
+            self.secrets[key] = str(self.values.get(key) or (Path(name).read_text().strip() if name else ""))
+        return self.secrets[key]
 
 
 def merge_file(values: dict[str, Any], path: Path) -> None:

@@ -22,12 +22,15 @@ import http.client, json, ssl, sys
 context = ssl.create_default_context(cafile=sys.argv[1] + "/server-ca.crt")
 context.load_cert_chain(sys.argv[1] + "/client.crt", sys.argv[1] + "/client.key")
 for path in ("/v3/cluster/member/list", "/v3/maintenance/status", "/v3/maintenance/alarm"):
-    try:
-        connection = http.client.HTTPSConnection("127.0.0.1", 2379, context=context, timeout=8)
-        connection.request("POST", path, '{"action": "GET"}' if path.endswith("alarm") else "{}")
-        print(path, json.dumps(json.loads(connection.getresponse().read()), indent=1))
-    except (OSError, ValueError) as error:
-        print(path, error)
+    # RKE2 moves HTTP from the clients' port to one of its own.
+    for port in (2382, 2379):
+        try:
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=8)
+            connection.request("POST", path, '{"action": "GET"}' if path.endswith("alarm") else "{}")
+            print(path, json.dumps(json.loads(connection.getresponse().read()), indent=1))
+            break
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            print(path, port, error)
 PYTHON
 section snapshots
 ls -l --time-style=long-iso "$1/server/db/snapshots" 2>/dev/null

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from provisioner.project import Project
 
 SCHEMA = "roles/preflight/meta/argument_specs.yml"
+TABLE = "roles/preflight/files/compatibility.yml"
 VAULT_ID = "site"  # whose password is the administrator's, in ansible.cfg
 
 Server = Annotated[str, typer.Option(metavar="ADDRESS", help="One of the cluster's servers, by SSH.")]
@@ -52,6 +53,13 @@ def _sealed(values: Mapping[str, Any], password: str) -> str:
 
     library = VaultLib([(VAULT_ID, VaultSecret(password.encode()))])
     return str(library.encrypt(described.rendered(values), vault_id=VAULT_ID).decode())
+
+
+def _fitted(where: Project, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the report with versions that go with the release, as the roles' defaults and the table have them."""
+    given = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in where.root.glob("roles/*/defaults/main.yml")]
+    defaults = {name: str(value) for values in given for name, value in (values or {}).items()}
+    return described.fitted(report, yaml.safe_load((where.root / TABLE).read_text(encoding="utf-8")), defaults)
 
 
 def _write(inventory: Path, texts: Mapping[str, str]) -> None:
@@ -122,6 +130,7 @@ def adopt(
             f"When that is mended: {again}",
             ExitCode.NOT_NOW,
         )
+    report = _fitted(where, report)
     schema = yaml.safe_load((where.root / SCHEMA).read_text(encoding="utf-8"))["argument_specs"]["main"]["options"]
     sealed, made = described.vault(report, schema, secrets.token_hex)
     inventory = where.root / "inventories" / site

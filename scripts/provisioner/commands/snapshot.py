@@ -106,7 +106,11 @@ def drilled(found: Mapping[str, Any]) -> str:
 
 
 def _drill(site: str, name: str, source: Path | None, as_json: bool, verbose: int) -> int:
-    again = command("snapshot", "verify", *filter(None, [name]), "--drill", "--site", site)
+    again = command(
+        *("snapshot", "verify", *filter(None, [name]), "--drill"),
+        *(("--from", str(source)) if source else ()),
+        *("--site", site),
+    )
     variables = {"rke2_drill_snapshot": name} | ({"rke2_fetch_directory": str(source.resolve())} if source else {})
     why = "one that was fetched" if name else "a canary, a snapshot, a restore on a host of its own"
     request = Request("snapshot-drill", variables=variables)

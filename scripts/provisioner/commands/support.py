@@ -12,7 +12,7 @@ from provisioner import inventory, project
 from provisioner import support as bundle
 from provisioner.commands import options
 from provisioner.console import Console
-from provisioner.errors import ProvisionError, command
+from provisioner.errors import ExitCode, ProvisionError, command
 from provisioner.launch import finish, operate
 from provisioner.plan import Request
 
@@ -49,4 +49,6 @@ def support_bundle(
     bundle.write(output, files)
     console = Console(as_json=as_json, verbosity=verbose)
     console.say(f"{output}: {len(files)} files, {len(secrets)} secrets of the vault hidden", "green")
-    return finish(console, "support-bundle", site, outcome, then, output=str(output), files=list(files))
+    code = finish(console, "support-bundle", site, outcome, then, output=str(output), files=list(files))
+    # What is ill is what it was made for.
+    return ExitCode.DONE if outcome.report is not None else code

@@ -18,13 +18,16 @@ from provisioner.errors import ExitCode
 from provisioner.runner import RunRequest
 from tests.unit.driver.conftest import PLAY, Ansible, Checkout
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts/vault-client"
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = ROOT / "scripts/vault-client"
+TABLE = "roles/preflight/files/compatibility.yml"
 SCHEMA = {"vault_own": {"no_log": True, "required": True}, "vault_more": {"no_log": True, "required": True}, "a": {}}
 REPORT: dict[str, Any] = {
     "machines": [{"name": "cp-1", "kind": "server", "address": "192.0.2.21", "release": "v1.35.4+rke2r1"}],
     "files": {
         "hosts.yml": {"about": "Machines.", "values": {"all": {"hosts": {"cp-1": {}}}}},
         "group_vars/all/site.yml": {"about": "The site.", "values": {"name": "found"}},
+        "group_vars/all/versions.yml": {"about": "Versions.", "values": {"rke2_version": "v1.35.4+rke2r1"}},
     },
     "secrets": {"vault_own": "theirs"},
     "generate": {"vault_short": 4},
@@ -42,6 +45,8 @@ class World:
         for name, text in (
             ("playbooks/operations/adopt.yml", PLAY.format(hosts="all", more="")),
             ("scripts/vault-client", SCRIPT.read_text(encoding="utf-8")),
+            (TABLE, (ROOT / TABLE).read_text(encoding="utf-8")),
+            ("roles/helm_release/defaults/main.yml", "helm_release_helm_version: v3.18.6\n"),
             ("roles/preflight/meta/argument_specs.yml", yaml.dump({"argument_specs": {"main": {"options": SCHEMA}}})),
         ):
             path = checkout.root / name
@@ -92,6 +97,8 @@ def test_a_site_is_written_with_its_secrets_sealed_and_what_is_to_do_is_said(wor
     assert world.seen == {"machines": {"vars": wanted, "hosts": {"192.0.2.21": {}}}}
     assert world.ansible.calls[0].extra_vars["rke2_adopt_connection"] == wanted
     assert (world.site / "group_vars/all/site.yml").read_text() == "---\n# The site.\nname: found\n"
+    versions = "---\n# Versions.\nrke2_version: v1.35.4+rke2r1\nhelm_release_helm_version: v4.2.4\n"
+    assert (world.site / "group_vars/all/versions.yml").read_text() == versions
     sealed = _opened(world.site / "group_vars/all/vault.yml")
     assert (sealed["vault_own"], len(sealed["vault_more"]), len(sealed["vault_short"])) == ("theirs", 64, 8)
     assert document["made"] == ["vault_more", "vault_short"]

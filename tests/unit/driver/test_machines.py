@@ -83,13 +83,6 @@ def test_volumes_on_a_machines_own_disk_are_told_by_their_claims() -> None:
     assert rke2_quorum.rke2_local_volumes(volumes, "three") == []
 
 
-@pytest.mark.proves("machines-reboot")
-def test_gpus_are_told_and_cores_are_not() -> None:
-    offered = {"cpu": "8", "memory": "1Ki", "hugepages-2Mi": "0", "nvidia.com/gpu": "7", "nvidia.com/mig-1g.10gb": "0"}
-    assert rke2_quorum.rke2_devices([node("one", allocatable=offered)], "one") == {"nvidia.com/gpu": 7}
-    assert rke2_quorum.rke2_devices([], "one") == {}
-
-
 # What is typed
 
 

@@ -321,14 +321,20 @@ def test_the_tool_that_a_deploy_laid_down_is_taken(
     monkeypatch.setattr(rke2_snapshot_info, "ETCDUTL", str(tmp_path / "etcd/*/etcdutl"))
     monkeypatch.setattr("shutil.which", lambda _: None)
 
-    def tool() -> str:
-        with patch_module_args({"data_dir": str(tmp_path / "data")}), pytest.raises(SystemExit):
+    def tool(version: str = "") -> str:
+        with (
+            patch_module_args({"data_dir": str(tmp_path / "data"), "etcd_version": version}),
+            pytest.raises(SystemExit),
+        ):
             rke2_snapshot_info.main()
         return str(json.loads(capsys.readouterr().out)["etcdutl"])
 
     assert tool() == ""
-    for name in ("data/bin", "etcd/v3.6.14"):
+    for name in ("data/bin", "etcd/v3.6.9", "etcd/v3.6.14"):
         path = tmp_path / name / "etcdutl"
         path.parent.mkdir(parents=True)
         path.touch(0o700)
         assert tool() == str(path)
+    # Of two that an interrupted deploy has left.
+    assert tool("v3.6.9") == str(tmp_path / "etcd/v3.6.9/etcdutl")
+    assert tool("v3.6.11") == str(tmp_path / "etcd/v3.6.14/etcdutl")

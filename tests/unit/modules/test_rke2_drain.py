@@ -114,6 +114,34 @@ def test_only_a_cordon_of_ours_is_taken_back_whichever_run_set_it(
     assert cluster.run("drained")["cordoned_by"] == ({"owner": "ann", "run": "an-older-one"} if marked else {})
 
 
+@pytest.mark.parametrize(
+    ("mark", "foreign"),
+    [
+        pytest.param(None, True, id="somebody-elses"),
+        pytest.param({"owner": "ann", "run": "old", "policy": "wait"}, False, id="of-a-run-that-waited"),
+    ],
+)
+def test_who_is_to_be_evicted_is_told_and_has_time_on_a_node_that_is_cordoned_already(
+    cluster: Cluster, mark: dict[str, str] | None, foreign: bool
+) -> None:
+    notes = {rke2_drain.MARK: json.dumps(mark)} if mark else {}
+    metadata = {"name": "a", "resourceVersion": "7", "annotations": notes}
+    cluster.has(node={"metadata": metadata, "spec": {"unschedulable": True}})
+    cluster.has(pods={"items": [pod("jupyter-ann", labels=USER)]})
+    result = cluster.run("drained", policy="evict", notice=600)
+    assert not result["drained"]
+    assert result["cordoned_by"]["until"] > time.time() + 500
+    assert result["cordoned_by"].get("foreign", False) is foreign
+    assert not any(call.startswith("drain") for call in cluster.calls)
+    # Given back, the cordon of somebody else stays.
+    metadata["annotations"] = {rke2_drain.MARK: json.dumps(result["cordoned_by"])}
+    cluster.has(node={"metadata": metadata, "spec": {"unschedulable": True}})
+    assert cluster.run("uncordoned")["changed"]
+    body = json.loads(cluster.calls[-1].partition("--patch ")[2].rpartition(" --")[0])
+    assert body["spec"] == {"unschedulable": True if foreign else None}
+    assert body["metadata"]["annotations"] == {rke2_drain.MARK: None}
+
+
 def test_what_belongs_to_the_node_and_what_has_ended_is_not_waited_for(cluster: Cluster) -> None:
     static = pod("etcd", annotations={"kubernetes.io/config.mirror": "x"})
     ended = pod("job", "Job") | {"status": {"phase": "Succeeded"}}

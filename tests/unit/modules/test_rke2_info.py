@@ -453,16 +453,31 @@ def test_a_peer_that_is_not_there_is_silent() -> None:
     assert rke2_info.ask_peer("127.78.0.1", "x", "server") == "silent"
 
 
+@pytest.mark.proves("machines-reboot")
+def test_gpus_are_told_and_cores_are_not() -> None:
+    offered = {"cpu": "8", "memory": "1Ki", "hugepages-2Mi": "0", "nvidia.com/gpu": "7", "nvidia.com/mig-1g.10gb": "0"}
+    assert rke2_info.devices(offered | {"rdma/hca": "1k"}) == {"nvidia.com/gpu": 7, "rdma/hca": 1000}
+
+
 def test_a_node_is_gone_once_neither_cluster_nor_etcd_knows_it(
     capsys: pytest.CaptureFixture[str], machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.unit("rke2-server")
     machine.serves({"items": [node("a"), node("b")]}, {"items": [node("b")]})
-    members = iter([["a-1a2b3c4d", "b-11112222"], ["a-1a2b3c4d", "b-11112222"]])
-    monkeypatch.setattr(rke2_info, "etcd_members", lambda _: next(members, ["a-b-11112222", "b-11112222"]))
+    told = iter([["a-1a2b3c4d", "b-11112222"], ["a-1a2b3c4d", "b-11112222"]])
+    now = ["a-b-11112222", "b-11112222"]
+
+    class Etcd:
+        def __init__(self, _: str) -> None:
+            pass
+
+        def members(self) -> list[dict[str, str]]:
+            return [{"name": name} for name in next(told, now)]
+
+    monkeypatch.setattr(rke2_info, "Gateway", Etcd)
     result = run(capsys, machine, wait={"seconds": 60, "gone": ["a"]})
     assert (result["healthy"], result["waiting_for"]) == (True, [])
-    monkeypatch.setattr(rke2_info, "etcd_members", lambda _: ["a", "b"])
+    now = ["a", "b"]
     assert rke2_info.still_known(["a"], {"a": {}}, "") == [
         "node a is still in the cluster",
         "a is still a member of etcd",
@@ -506,6 +521,10 @@ def test_every_file_that_configures_the_service_is_told_with_what_is_younger_tha
     assert found["edited"] == [str(token)]
     assert (found["node"], found["data_dir"], found["arguments"]) == ("found-1", str(data), ["--debug"])
     assert found["charts"] == ["rke2-canal-config.yaml"]
+    # A comment in another encoding than ours.
+    (about / "rke2-server.env").write_bytes(b"# f\xfcr uns\nA=1\n")
+    found = run(capsys, machine, configuration=True)["configuration"]
+    assert found["files"][str(about / "rke2-server.env")] == "# f\N{REPLACEMENT CHARACTER}r uns\nA=1\n"
     # As most units are.
     path = machine.root / "units/rke2-server"
     path.write_text(path.read_text().replace(" --debug", ""))

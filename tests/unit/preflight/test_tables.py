@@ -94,6 +94,15 @@ def test_every_release_that_the_repository_names_is_in_the_table_and_closed(file
     assert release >= least
 
 
+@pytest.mark.proves("preflight-compatibility")
+def test_the_releases_beside_the_defaults_are_in_their_order_and_each_of_a_series_that_some_minor_takes() -> None:
+    for component, releases in TABLE["releases"].items():
+        assert releases == sorted(releases, key=lambda version: numbers(version.removeprefix("v")))
+        taken = {one for row in TABLE["minors"].values() for one in row[component]}
+        assert {series(version) for version in releases} <= taken
+        assert len({series(version) for version in releases}) == len(releases)
+
+
 @pytest.mark.proves("preflight-schema")
 def test_what_never_changes_is_a_required_parameter_of_the_site() -> None:
     immutable = yaml.safe_load((PREFLIGHT / "meta/immutable.yml").read_text(encoding="utf-8"))["immutable"]
@@ -117,7 +126,9 @@ def test_the_schema_holds_site_parameters_and_secrets_and_marks_the_secrets() ->
 def test_every_port_that_rke2_and_canal_need_is_tried() -> None:
     specs = VARIABLES["__preflight_ports"]
     ports = {(spec["protocol"], spec["port"], role) for spec in specs for role in spec["roles"]}
-    server = {("tcp", port) for port in (2379, 2380, 2381, 6443, 6444, 9345, 10250, 10257, 10259)} | {("udp", 8472)}
+    server = {("tcp", port) for port in (2379, 2380, 2381, 2382, 6443, 6444, 9345, 10250, 10257, 10259)} | {
+        ("udp", 8472)
+    }
     agent = {("tcp", port) for port in (6443, 6444, 10250)} | {("udp", 8472)}
     assert {(protocol, port) for protocol, port, role in ports if role == "server"} >= server
     assert {(protocol, port) for protocol, port, role in ports if role == "agent"} >= agent

@@ -14,7 +14,7 @@ from ansible.template import Templar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plugins.filter.rke2_adopt import environment, merged, rke2_adopted, rke2_differences
+from plugins.filter.rke2_adopt import environment, mapping, merged, rke2_adopted, rke2_differences, undoubled
 from provisioner import adopt
 from tests.unit.preflight import sites
 from tests.unit.roles.decided import Decided
@@ -26,6 +26,9 @@ SCHEMA = yaml.safe_load((sites.ROLES / "preflight/meta/argument_specs.yml").read
     "options"
 ]
 SCHOOLS = [by_hand, by_role, hardened]
+TABLE = yaml.safe_load((sites.ROLES / "preflight/files/compatibility.yml").read_text())
+VERSIONS = {name: str(value) for path in sites.ROLES.glob("*/defaults/main.yml")
+            for name, value in (yaml.safe_load(path.read_text()) or {}).items()}  # fmt: skip
 # What no configuration tells and the site's own people write.
 WRITTEN = {
     "site_host": "hub.example.org",
@@ -61,6 +64,15 @@ def write(report: dict[str, Any], target: Path) -> tuple[Path, dict[str, Any]]:
     (inventory / sites.VAULT).write_text(adopt.rendered(sealed), encoding="utf-8")
     sites.encrypt(inventory / sites.VAULT)
     return inventory, sealed
+
+
+def of_release(release: str) -> Cluster:
+    """Return a cluster that runs a release."""
+    cluster = by_hand()
+    for name in cluster.nodes:
+        cluster.different[name] = {"installed_version": release, "running_version": release}
+        cluster.nodes[name]["version"] = release
+    return cluster
 
 
 def role_of(inventory: Path, cluster: Cluster, name: str) -> Decided:
@@ -114,6 +126,34 @@ def test_the_site_passes_preflight_and_its_first_deploy_restarts_no_service(
         assert again == {"due": [], "waits": []}, name
 
 
+@pytest.mark.proves("adopt-site")
+@pytest.mark.parametrize("minor", TABLE["minors"])
+def test_a_site_of_every_minor_passes_preflight_with_versions_that_go_with_it(minor: str, tmp_path: Path) -> None:
+    release = [rung["rke2"] for rung in TABLE["ladder"] if rung["rke2"].startswith(f"v{minor}.")][-1]
+    report = adopt.fitted(adopted(of_release(release)), TABLE, VERSIONS)
+    inventory, _ = write(report, tmp_path)
+    assert [f"{one.key} {one.what}" for one in sites.findings(inventory)] == []
+    assert not [note for note in report["notes"] if note[0] == "versions.yml"]
+    # What fits by itself is not pinned.
+    assert set(report["files"][adopt.VERSIONS]["values"]) <= {"rke2_version"} | {
+        name for component, name in TABLE["components"].items()
+        if component != "rke2" and adopt.series(VERSIONS[name]) not in TABLE["minors"][minor][component]
+    }  # fmt: skip
+
+
+@pytest.mark.proves("adopt-site")
+@pytest.mark.parametrize("minor", [minor for minor, row in TABLE["minors"].items() if "minimum" in row])
+def test_a_release_that_preflight_refuses_and_a_version_that_nobody_knows_are_told(minor: str, tmp_path: Path) -> None:
+    least = TABLE["minors"][minor]["minimum"]
+    report = adopt.fitted(adopted(of_release(f"v{minor}.2+rke2r1")), TABLE | {"releases": {}}, VERSIONS)
+    inventory, _ = write(report, tmp_path)
+    told = "\n".join(line for line in adopt.lines(report) if line.startswith("versions.yml: "))
+    assert f"v{minor}.2+rke2r1 is older than {least['rke2']}, which closes {least['closes']}" in told
+    found = {one.key for one in sites.findings(inventory)}
+    assert found == {"rke2_version"} | {name for name in found if f"Write {name} of " in told}
+    assert f"no release of helm is known here that goes with Kubernetes {minor}" in told
+
+
 @pytest.mark.proves("adopt-no-restart")
 def test_a_change_of_meaning_still_restarts_and_a_secret_is_not_shown(tmp_path: Path) -> None:
     cluster = hardened()
@@ -128,6 +168,38 @@ def test_a_change_of_meaning_still_restarts_and_a_secret_is_not_shown(tmp_path: 
     ]
     assert action(role, cluster, "cp-1") == "restarted"
     assert "/run/rke2-started.sha256" not in {file["path"] for file in role.get("__rke2_files")}
+
+
+@pytest.mark.proves("adopt-no-restart")
+@pytest.mark.parametrize("removed", range(4))
+def test_a_first_deploy_that_was_killed_before_all_layers_were_gone_is_followed_by_none_that_restarts(
+    removed: int, tmp_path: Path
+) -> None:
+    cluster = by_hand()
+    layers = {
+        "10-a": "kubelet-arg+: [v=2, v=4]\n",
+        "20-b": "kubelet-arg+: v=2\n",
+        "30-c": "tls-san+: [x.example.org]\n",
+    }
+    for name, text in layers.items():
+        cluster.files["cp-1"][f"{CONFIG}.d/{name}.yaml"] = text
+    cluster.files["cp-1"][CONFIG] += "kubelet-arg: max-pods=200\n"
+    inventory, _ = write(adopted(cluster), tmp_path)
+    wanted = role_of(inventory, cluster, "cp-1").get("__rke2_files_wanted")
+    for file in [one for one in wanted if one.get("state", "present") == "present"]:
+        cluster.files["cp-1"][file["path"]] = file["content"]
+    for name in list(layers)[:removed]:
+        del cluster.files["cp-1"][f"{CONFIG}.d/{name}.yaml"]
+    role = role_of(inventory, cluster, "cp-1")
+    assert role.get("__rke2_config")["kubelet-arg"] == ["max-pods=200", "v=2", "v=4", "v=2"]
+    assert role.get("__rke2_differences") == {"due": [], "waits": []}
+    assert action(role, cluster, "cp-1") == "none"
+
+
+def test_only_a_tail_that_says_nothing_new_is_taken_for_nothing() -> None:
+    assert undoubled([*"abcbc"]) == undoubled([*"abcc"]) == [*"abc"]
+    # The last one wins there, or the first, so these are different.
+    assert undoubled([*"aba"]) == [*"aba"] and undoubled([*"aab"]) == [*"aab"]
 
 
 @pytest.mark.proves("adopt-no-restart")
@@ -257,6 +329,24 @@ def test_a_cluster_that_no_site_can_describe_is_refused_by_name_and_reason(
     told = "\n".join(report["refusals"])
     assert said in told
     assert report["files"] == {} and "s3cret" not in told
+
+
+@pytest.mark.proves("adopt-site")
+@pytest.mark.parametrize(
+    "value", ["@hunter2", "*hunter2", "!hunter2 x", '"\\hunter2"', "&hunter2 &hunter2", "2024-77-77"]
+)
+@pytest.mark.parametrize("path", [CONFIG, REGISTRIES, f"{CONFIG}.d/10-token.yaml"])
+def test_of_a_file_that_is_broken_only_the_place_is_told(path: str, value: str) -> None:
+    cluster = by_hand()
+    cluster.files["cp-1"][path] = f"debug: true\ntoken: {value}\n"
+    told = adopted(cluster)["refusals"]
+    different = rke2_differences(cluster.look("cp-1")["configuration"], [], "server", "cp-1", ["192.0.2.21"], KNOWN)
+    assert all(f"{path} is no valid YAML" in "".join(lines) for lines in (told, different["due"]))
+    assert value.startswith("2024") or "see line 2, column " in told[0]
+    assert "hunter" not in f"{told}{different}"
+    with pytest.raises(ValueError, match="no valid YAML") as caught:
+        mapping(path, cluster.files["cp-1"][path])
+    assert caught.value.__suppress_context__  # Ansible prints what an error was made of too
 
 
 @pytest.mark.proves("adopt-refusals")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
 
 from plugins.modules import rke2_info, rke2_node
 from tests.unit.roles.decided import Decided
@@ -750,10 +751,31 @@ def test_a_store_for_snapshots_is_told_by_a_secret_and_its_credentials_stand_now
     assert "names no bucket" in Role(rke2_snapshot_s3={"region": "eu"}).refused(
         "Refuse a configuration that RKE2 would drop in silence"
     )
-    # What RKE2 would pass over the Secret for.
-    assert "rke2_snapshot_s3" in Role(**S3, rke2_config={"etcd-s3-region": "x"}).refused(
-        "Refuse a configuration that RKE2 would drop in silence"
-    )
+
+
+@pytest.mark.proves("snapshot-s3-secret")
+@pytest.mark.parametrize("key", [name for name in KNOWN["server"] if name.startswith("etcd-s3")])
+@pytest.mark.parametrize("plus", ["", "+"])
+def test_with_a_store_every_key_is_refused_that_rke2_would_pass_over_the_secret_for(key: str, plus: str) -> None:
+    said = Role(**S3, rke2_config={key + plus: "x"}).refused("Refuse a configuration that RKE2 would drop in silence")
+    assert f"{key}{plus} is written by the role from rke2_snapshot_s3" in said
+
+
+@pytest.mark.proves("snapshot-s3-secret")
+def test_the_store_is_told_what_its_secret_takes_and_no_option_leaves_out_tls() -> None:
+    described = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]["server"]["options"]
+    options = described["rke2_snapshot_s3"]["options"]
+    names = {f"etcd-s3-{name}".replace("_", "-") for name in options}
+    elsewhere = {"etcd-s3", "etcd-s3-access-key", "etcd-s3-secret-key", "etcd-s3-config-secret"}
+    # Of no use in the Secret, or never to be set.
+    left_out = {"etcd-s3-retention", "etcd-s3-insecure", "etcd-s3-skip-ssl-verify"}
+    assert names == {name for name in KNOWN["server"] if name.startswith("etcd-s3")} - elsewhere - left_out
+    given: dict[str, Any] = {"rke2_snapshot_s3": dict.fromkeys(options, "auto")}
+    assert set(Role(**given).get("__rke2_snapshot_s3_manifest")["stringData"]) == names
+    assert Role(**given).get("__rke2_faults") == []
+    # An older release makes nothing of one.
+    said = Role(**given, rke2_version="v1.30.12+rke2r1").get("__rke2_faults")
+    assert len(said) == 1 and "etcd-s3-bucket-lookup-type is known from v1.30.13 on" in said[0]
 
 
 @pytest.mark.proves("snapshot-s3-secret")
@@ -766,6 +788,32 @@ def test_without_a_store_nothing_of_it_is_laid_down_and_rke2s_own_keys_are_free(
     assert not [file for file in Role("agent", **S3).get("__rke2_files") if "correct-horse" in file["content"]]
     agent = Role("agent", **S3).get("__rke2_config")
     assert not [key for key in agent if key.startswith("etcd-s3")]
+
+
+# Etcd's tool
+@pytest.mark.proves("etcd-tools")
+@pytest.mark.parametrize(
+    ("there", "programs", "removed"),
+    [
+        pytest.param(["v3.6.14"], {}, None, id="whole"),
+        pytest.param([], {"etcdutl": "/x"}, [], id="none"),
+        pytest.param(["v3.5.21"], {"etcdutl": "/x"}, ["v3.5.21"], id="old"),
+        pytest.param(["v3.5.21"], {}, None, id="not-to-be-had"),
+        pytest.param(["v3.5.21", "v3.6.14"], {"etcdutl": "/x"}, ["v3.5.21"], id="killed-between"),
+        pytest.param(["v3.5.21", "v3.6.14"], {}, ["v3.5.21"], id="killed-between-and-not-to-be-had"),
+    ],
+)
+def test_only_the_wanted_tool_of_etcd_stays_also_after_a_run_that_was_killed(
+    there: list[str], programs: dict[str, str], removed: list[str] | None
+) -> None:
+    role = Role(now=answer(etcd_releases=there), __rke2_etcd_release={"programs": programs})
+    read = {name: role.loader.load_from_file(str(ROLE / f"tasks/{name}.yml"), trusted_as_template=True)
+            for name in ("server", "etcd_tools")}  # fmt: skip
+    gate = next(task for task in read["server"] if task["name"].startswith("Lay down etcd's tool"))
+    remove = next(task for task in read["etcd_tools"] if "Remove" in task["name"])
+    templar = Templar(role.loader, variables=role.variables)
+    runs = all(templar.evaluate_conditional(task["when"]) for task in (gate, remove))
+    assert (templar.template(remove["loop"]) if runs else None) == removed
 
 
 # Drills
