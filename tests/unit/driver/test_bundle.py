@@ -320,7 +320,7 @@ def test_a_site_downloads_a_chart_from_the_repository_and_in_the_version_that_it
 
 def test_the_upstreams_of_the_repository_are_complete() -> None:
     found = [source for source in bundle.sources() if isinstance(source, bundle.Source)]
-    assert {source.kind for source in found} == {"rke2", "helm"}
+    assert {source.kind for source in found} == {"etcd", "helm", "rke2"}
     for source in found:
         assert "{file}" in source.url
         assert "{version}" in source.url + source.checksums
