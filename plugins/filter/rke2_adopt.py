@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import re
@@ -171,6 +172,11 @@ def shown(key: str, value: Any) -> str:
     )
 
 
+def texts(files: Mapping[str, str]) -> dict[str, str]:
+    """Return the text of files that come in base64, by path."""
+    return {path: base64.b64decode(content).decode() for path, content in files.items()}
+
+
 def rke2_differences(
     found: Mapping[str, Any],
     files: Iterable[Mapping[str, Any]],
@@ -183,7 +189,7 @@ def rke2_differences(
 
     due: what takes a restart. waits: what may wait for the next one, whoever causes it.
     """
-    before: dict[str, str] = plain(found["files"])
+    before = texts(plain(found["files"]))
     after = dict(before)
     for file in plain(list(files)):
         if file.get("state", "present") == "present":
@@ -228,7 +234,7 @@ class Machine:
     @property
     def files(self) -> dict[str, str]:
         """Return the text of its files by path."""
-        return dict(self.look["configuration"]["files"])
+        return texts(self.look["configuration"]["files"])
 
     @property
     def layers(self) -> list[str]:

@@ -204,9 +204,10 @@ chart_configs:
   elements: str
 configuration:
   description:
-    - The text of every file that configures the service, by path (C(files)); those that are younger than its start
-      (C(edited)); the arguments of its unit (C(arguments)), the names of the host and of the node, the operating
-      system, the program, the data directory, and the names of the charts with values of their own (C(charts)).
+    - The text, in base64, of every file that configures the service, by path (C(files)); those that are younger than
+      its start (C(edited)); the arguments of its unit (C(arguments)), the names of the host and of the node, the
+      operating system, the program, the data directory, and the names of the charts with values of their own
+      (C(charts)).
   returned: when O(configuration) is set
   type: dict
 healthy:
@@ -527,7 +528,8 @@ def configuration(data_dir: str, name: str, since: int) -> dict[str, Any]:
     charts = [path for path in glob.glob(data_dir + "/server/manifests/*.yaml") if "HelmChartConfig" in text(path)]
     hostname = os.uname().nodename
     return {
-        "files": {path: text(path) for path in dict.fromkeys(paths)},
+        # In base64: Ansible hides the token that a module was given wherever it stands in the answer.
+        "files": {path: base64.b64encode(text(path).encode()).decode() for path in dict.fromkeys(paths)},
         "edited": [path for path in dict.fromkeys(paths) if since and os.stat(path).st_mtime > started],
         "arguments": begun.group(1).split() if begun else [],
         "hostname": hostname,

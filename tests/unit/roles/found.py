@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 VERSION = "v1.35.4+rke2r1"
@@ -72,7 +73,7 @@ class Cluster:
             "chart_configs": [],
         }
         configuration: dict[str, Any] = {
-            "files": self.files[name],
+            "files": {path: base64.b64encode(text.encode()).decode() for path, text in self.files[name].items()},
             "edited": [],
             "arguments": [],
             "hostname": name,
