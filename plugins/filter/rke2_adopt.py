@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from ..module_utils.rke2_token import secret_part
+
 DIRECTORY = "/etc/rancher/rke2/"
 CONFIG = DIRECTORY + "config.yaml"
 REGISTRIES = DIRECTORY + "registries.yaml"
@@ -56,12 +58,6 @@ IMAGES = ["rke2-images-core.linux-amd64.tar.zst", "rke2-images-canal.linux-amd64
 def plain(value: Any) -> Any:
     """Return a value of Ansible's as Python's own, so that any library takes it."""
     return json.loads(json.dumps(value))
-
-
-def secret_part(token: str) -> str:
-    """Return what of a token is secret: its part behind the hash of a cluster and the name of a user."""
-    token = token.strip()
-    return token.split("::", 1)[-1].split(":", 1)[-1] if token.startswith("K10") else token
 
 
 def merged(files: Mapping[str, str]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .rke2_token import secret_part
+
 MAGIC = 0xED0CDAED
 BRANCH, LEAF, BUCKET = 1, 2, 1
 DIGEST = 32
@@ -53,8 +55,7 @@ class Contents:
 
 def fingerprint(token: str) -> str:
     """Return what RKE2 names a token by in etcd: the first 12 digits of the hash of its secret part."""
-    secret = token.split("::", 1)[1].split(":", 1)[-1] if token.startswith("K10") and "::" in token else token
-    return hashlib.sha256(secret.encode()).hexdigest()[:12]
+    return hashlib.sha256(secret_part(token).encode()).hexdigest()[:12]
 
 
 def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:

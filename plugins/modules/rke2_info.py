@@ -28,9 +28,12 @@ options:
     type: str
     default: /var/lib/rancher/rke2
   configuration:
-    description: Report the files that the service is configured by, secrets included.
-    type: bool
-    default: false
+    description:
+      - Whether to report the files that the service is configured by, secrets included. With C(unrecorded) only where a
+        service runs of which nobody has recorded what it started with.
+    type: str
+    choices: [never, unrecorded, always]
+    default: never
   watched:
     description:
       - Files whose joint digest tells whether a restart is due, compared with what the service was started with.
@@ -208,7 +211,7 @@ configuration:
       its start (C(edited)); the arguments of its unit (C(arguments)), the names of the host and of the node, the
       operating system, the program, the data directory, and the names of the charts with values of their own
       (C(charts)).
-  returned: when O(configuration) is set
+  returned: as O(configuration) says
   type: dict
 healthy:
   description: Whether what O(wait) asked for came true.
@@ -243,6 +246,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.etcd_gateway import Gateway, Silent
+from ..module_utils.rke2_token import secret_part
 
 PROGRAMS = ("/usr/local/bin/rke2", "/opt/rke2/bin/rke2", "/usr/bin/rke2")
 CONFIG = "/etc/rancher/rke2/config.yaml"
@@ -462,11 +466,6 @@ def leaves(certificates: dict[str, int]) -> dict[str, dict[str, int]]:
     }
 
 
-def secret_part(token: str) -> str:
-    """Return what of a token is secret: its part behind the hash of a cluster and the name of a user."""
-    return token.split("::", 1)[-1].split(":", 1)[-1] if token.startswith("K10") else token
-
-
 def sysctl(name: str) -> str:
     """Return a kernel parameter's value; empty when there is none of this name."""
     return text("/proc/sys/" + name.replace(".", "/")).strip()
@@ -586,7 +585,7 @@ def main() -> None:
         argument_spec={
             "service": {"type": "str", "required": True, "choices": ["server", "agent"]},
             "data_dir": {"type": "str", "default": DATA_DIR},
-            "configuration": {"type": "bool", "default": False},
+            "configuration": {"type": "str", "choices": ["never", "unrecorded", "always"], "default": "never"},
             "watched": {"type": "list", "elements": "path", "default": []},
             "peers": {"type": "list", "elements": "str", "default": []},
             "token": {"type": "str", "no_log": True},
@@ -664,7 +663,8 @@ def main() -> None:
         leaf_certificates=leaves(found),
         token_kept=bool(token) and stored == secret_part(token),
     )
-    if module.params["configuration"]:
+    unrecorded = service["active"] == "active" and not result["digest"]["started"]
+    if module.params["configuration"] == "always" or (module.params["configuration"] == "unrecorded" and unrecorded):
         result["configuration"] = configuration(data_dir, name, service["since"] if service["age"] else 0)
     module.exit_json(**result)
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +142,7 @@ class Lab:
         return Driven(done.returncode, json.loads(done.stdout), done.stderr)
 
     def killed(self, words: Sequence[str], strike: Callable[[str], float | None], root: Path = ROOT) -> tuple[int, str]:
-        """Run a verb and kill the driver's processes with -9, so many seconds after the line for which `strike` says.
+        """Run a verb and kill the driver alone with -9, so many seconds after the line for which `strike` says.
 
         Returns its exit status, -9 where it was killed, and what it told: Ansible's words, where each task stands too.
         """
@@ -156,7 +155,6 @@ class Lab:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,
         ) as driver:
             assert driver.stdout
             for line in driver.stdout:
@@ -164,7 +162,7 @@ class Lab:
                 pause = strike(line)
                 if pause is not None:
                     time.sleep(pause)
-                    os.killpg(driver.pid, signal.SIGKILL)
+                    driver.kill()
                     break
             driver.stdout.close()
         return driver.returncode, "".join(told)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 
 import nodes
-from tests.lab.running import DATA, ROOT, Lab, eventually
+from tests.lab.running import DATA, Lab, eventually
 
 pytestmark = pytest.mark.shard("restore")
 SPACE = "restored"
@@ -174,20 +171,9 @@ def test_a_restore_whose_driver_is_killed_goes_on(
     lab: Lab, snapshot: tuple[str, dict[str, tuple[str, str]]], moment: str
 ) -> None:
     name, before = snapshot
-    command = [str(ROOT / ".venv/bin/python"), "scripts/provision.py", "restore", name, "--site", "lab", "-v"]
-    with subprocess.Popen(
-        [*command, "--confirm", "lab"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as driver:
-        assert driver.stderr is not None
-        seen = next((line for line in driver.stderr if re.search(moment, line)), "")
-        assert seen, f"the restore ended before {moment!r}"
-        time.sleep(1)
-        os.kill(driver.pid, signal.SIGKILL)
+    words = ("restore", name, "--confirm", "lab")
+    status, _ = lab.killed(words, lambda line: 1.0 if re.search(moment, line) else None)
+    assert status == -signal.SIGKILL, f"the restore ended before {moment!r}"
     done = lab.drive("restore", name, "--confirm", "lab")
     assert done.status == 0, done.told + done.message
     assert "continues the restore" in done.told, done.told

@@ -37,6 +37,11 @@ def _typed(policy: options.Drain | None) -> list[str]:
     return ["--drain-policy", policy] if policy else []
 
 
+def _asked(policy: options.Drain | None) -> dict[str, Any]:
+    """Return what a policy that was typed sets; without one the site's own holds."""
+    return {"rke2_drain_policy": policy} if policy else {}
+
+
 def run(
     verb: str, playbook: str, site: str, why: str, words: tuple[str, ...], as_json: bool, verbosity: int, **asked: Any
 ) -> tuple[int, Console]:
@@ -83,8 +88,8 @@ def _leave(
     words += ["--powered-off"] if powered_off else []
     words += ["--leave-volumes"] if leave_volumes else []
     words += _typed(policy)
-    asked: dict[str, Any] = {"rke2_drain_policy": policy or options.Drain.WAIT, "rke2_lost_powered_off": powered_off}
-    asked |= {"rke2_remove_leave_volumes": leave_volumes, "rke2_remove_node": name}
+    asked = _asked(policy) | {"rke2_lost_powered_off": powered_off, "rke2_remove_leave_volumes": leave_volumes}
+    asked["rke2_remove_node"] = name
     why = f"{name} leaves the cluster for good"
     code, console = run(verb, "node_remove", site, why, tuple(words), as_json, verbosity, **asked)
     if not code:
@@ -145,7 +150,7 @@ def _one_by_one(
             f"For one: {command(*_verb(verb), groups[machines.MACHINES][0], '--site', site)}",
         )
     chosen = machines.known(names or groups[machines.MACHINES], groups)
-    asked = {"rke2_drain_policy": policy or options.Drain.WAIT, "limit": ",".join(chosen)}
+    asked = _asked(policy) | {"limit": ",".join(chosen)}
     why = f"{count(len(chosen), 'machine')}, one at a time: {', '.join(chosen)}"
     words = (*(("--all",) if every else chosen), *_typed(policy))
     playbook = verb.replace("-", "_")

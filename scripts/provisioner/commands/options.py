@@ -46,7 +46,8 @@ DrainPolicy = Annotated[
     Drain | None,
     typer.Option(
         "--drain-policy",
-        help="Wait for users' servers to end by themselves (unless given), evict them, or skip the drain altogether.",
+        help="Wait for users' servers to end by themselves, evict them, or skip the drain altogether; unless given,"
+        " rke2_drain_policy of the site.",
     ),
 ]
 Json = Annotated[

@@ -124,10 +124,10 @@ def upgrade(
     here = where.site(site)
     console = Console(as_json=as_json, verbosity=verbose)
     sizes: tuple[int | str, ...] = parse_batch(batch) if batch else (1,)
-    policy: str = drain_policy or options.Drain.WAIT
+    policy: str | None = drain_policy
     if resume:
         old = _resumed(here)
-        to, policy = to or old.to, drain_policy or old.variables.get(POLICY, policy)
+        to, policy = to or old.to, policy or old.variables.get(POLICY)
         sizes = sizes if batch else old.batch
     if not to:
         raise ProvisionError(
@@ -167,11 +167,10 @@ def upgrade(
     ask(here, confirm, console)
     parameter = table["components"]["rke2"]
     facts |= {"seconds": 0.0, "failures": []}
+    drained = {POLICY: policy} if policy else {}  # else the site's own
     for hop in hops:
         outcome = operate(
-            Request(
-                "upgrade", batch=sizes, allow_upgrade=True, variables={parameter: hop.release, POLICY: policy}, to=to
-            ),
+            Request("upgrade", batch=sizes, allow_upgrade=True, variables={parameter: hop.release} | drained, to=to),
             site,
             playbook="upgrade",
             why=f"{hop.release}: {hop.reason}; {count(len(hop.servers), 'server')}, {count(len(hop.agents), 'worker')}",
@@ -220,10 +219,9 @@ def rollback(
         as_json=as_json,
         verbosity=verbose,
     )
-    name = next(iter(outcome.report or ()), snapshot)
+    following = again
     if outcome.exit_code == ExitCode.DONE:
         _record(here, parameter, to)
-        console.say(
-            f"{to} is on all machines and nothing runs. Now the data: {command('restore', name, '--site', site)}"
-        )
-    return finish(console, "rollback", site, outcome, again, snapshots=outcome.report or [])
+        following = command("restore", next(iter(outcome.report or ()), snapshot), "--site", site)
+        console.say(f"{to} is on all machines and nothing runs. Now the data: {following}", "yellow")
+    return finish(console, "rollback", site, outcome, again, snapshots=outcome.report or [], next=following)

@@ -193,6 +193,7 @@ def test_systemd_passes_over_a_time_that_the_clock_skips_and_takes_one_that_come
 
 
 @needs_systemd
+@pytest.mark.proves("schedule-units", "schedule-windows")
 def test_openings_reach_from_before_now_to_after_it() -> None:
     now = datetime(2026, 11, 18, 12, tzinfo=UTC)
     for text in ("Sat 22:00-Sun 06:00 Europe/Rome", "*-*-* *:00-23:30 UTC", "Mon..Fri 22:00-05:00 UTC"):

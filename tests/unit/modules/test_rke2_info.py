@@ -516,7 +516,7 @@ def test_every_file_that_configures_the_service_is_told_with_what_is_younger_tha
     machine.serves({"items": []})
     assert "configuration" not in run(capsys, machine)
     machine.data_dir = ""  # type: ignore[assignment]
-    found = run(capsys, machine, configuration=True)["configuration"]
+    found = run(capsys, machine, configuration="always")["configuration"]
 
     def told(found: dict[str, Any]) -> dict[str, str]:
         return {path: base64.b64decode(content).decode() for path, content in found["files"].items()}
@@ -524,15 +524,22 @@ def test_every_file_that_configures_the_service_is_told_with_what_is_younger_tha
     assert told(found) == {str(path): content for path, content in files.items()}
     # Ansible hides a token in answers, and the files would then mean something else.
     content = token.read_text()
-    assert told(run(capsys, machine, configuration=True, token=content.strip())["configuration"])[str(token)] == content
+    assert (
+        told(run(capsys, machine, configuration="always", token=content.strip())["configuration"])[str(token)]
+        == content
+    )
     assert found["edited"] == [str(token)]
     assert (found["node"], found["data_dir"], found["arguments"]) == ("found-1", str(data), ["--debug"])
     assert found["charts"] == ["rke2-canal-config.yaml"]
     # A comment in another encoding than ours.
     (about / "rke2-server.env").write_bytes(b"# f\xfcr uns\nA=1\n")
-    found = run(capsys, machine, configuration=True)["configuration"]
+    found = run(capsys, machine, configuration="always")["configuration"]
     assert told(found)[str(about / "rke2-server.env")] == "# f\N{REPLACEMENT CHARACTER}r uns\nA=1\n"
+    # Nobody has recorded what it started with, and then somebody has.
+    assert "configuration" in run(capsys, machine, configuration="unrecorded")
+    (machine.root / "started").write_text("0123  -\n")
+    assert "configuration" not in run(capsys, machine, configuration="unrecorded")
     # As most units are.
     path = machine.root / "units/rke2-server"
     path.write_text(path.read_text().replace(" --debug", ""))
-    assert run(capsys, machine, configuration=True)["configuration"]["arguments"] == []
+    assert run(capsys, machine, configuration="always")["configuration"]["arguments"] == []
