@@ -50,6 +50,10 @@ def prospect(report: Mapping[str, Any], now: datetime) -> Prospect:
     if report["serving"] and len(lines) == 1:
         lines.append("No namespace, volume, claim or Secret would vanish or reappear.")
     lines.append("Every change to the cluster since then is lost; files on volumes stay as they are.")
+    if report["bare"]:
+        lines.append(
+            f"New machines without RKE2 ({', '.join(report['bare'])}) are left out; the next deploy lets them join."
+        )
     if not report["etcdutl"]:
         lines.append(
             f"{report['holder']} has no etcdutl, so the revision is not raised: who watches the API from elsewhere may"

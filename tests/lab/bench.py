@@ -1,7 +1,8 @@
 """Measures how long the platform takes on the lab's six empty machines, and prints one JSON; `make bench` runs it.
 
 `floor` is the same work on the machines by shell scripts over parallel SSH, without a check, a gate or a second look.
-Durations are in seconds, memory in GiB without what the kernel caches. The lab is a deployed one afterwards.
+Durations are in seconds, memory in GiB without what the kernel caches, `api_gap` the longest time without an
+acknowledged write to the API during an operation. The lab is a deployed one afterwards.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import docker
 import yaml
 
 from tests.lab.running import DATA, ROOT, Lab
+from tests.lab.test_upgrade import NEW, Writer, back
 
 NOOPS = 3
 # The cluster, which the floor and ansible-playbook alone are compared with, ends here; then comes the platform.
@@ -121,6 +125,35 @@ def memory(lab: Lab) -> float:
     return used / (1 << 30)
 
 
+def operated(lab: Lab) -> dict[str, Any]:
+    """A snapshot, a restore, an upgrade and the way back: how long each took, and the API's longest gap."""
+    found: dict[str, Any] = {}
+
+    def timed(*words: str, root: Path = ROOT) -> dict[str, Any]:
+        writer, began = Writer(), time.monotonic()
+        writer.start()
+        done = lab.drive(*words, root=root, timeout=2400)
+        writer.end()
+        if done.status:
+            sys.exit(done.told)
+        gap = max((seconds for _, seconds in writer.windows), default=0.0)
+        found[words[0]] = {"seconds": time.monotonic() - began, "api_gap": gap}
+        return done.document
+
+    snapshots = timed("snapshot", "save", "--name", "bench")["snapshots"]
+    timed("restore", next(one["name"] for one in snapshots if one["name"].startswith("bench-")), "--confirm", "lab")
+    with tempfile.TemporaryDirectory() as scratch:
+        site = lab.copy(Path(scratch, "site"))
+        timed("upgrade", "--to", NEW, root=site)
+        began = time.monotonic()
+        back(lab, site)
+        found["rollback"] = {"seconds": time.monotonic() - began}
+    lab.drive("snapshot", "prune", "--keep", "0", "--days", "0")
+    for server in lab.servers:
+        lab.sh(server, f"rm -rf {DATA}/server/db/etcd-before-restore-* {DATA}/server/db/etcd-old-*")
+    return found
+
+
 def main() -> None:
     """Entry point."""
     lab = Lab()
@@ -140,6 +173,7 @@ def main() -> None:
     found["platform_first"], found["platform_first_stages"] = driven(lab, "--from", LAST)
     found["platform_memory"] = memory(lab)
     found["platform_noop"], found["platform_noop_stages"] = driven(lab)
+    found["operations"] = operated(lab)
     print(json.dumps(found, indent=2, default=str, sort_keys=True))
 
 

@@ -72,5 +72,7 @@ def restore(
                 verbosity=verbose,
             )
             if outcome.result == "ok":
+                if seen["bare"]:
+                    console.say(f"Let {', '.join(seen['bare'])} join: {command('deploy', '--site', site)}", "yellow")
                 console.say(f"Look at all of {site}: {command('verify', '--site', site)}")
     return finish(console, "restore", site, outcome, again, plan=seen)

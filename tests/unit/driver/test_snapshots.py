@@ -30,6 +30,7 @@ REPORT: dict[str, Any] = {
     "comparison": {"vanish": ["Secret hub/new", "home of ben"], "reappear": [], "replace": []},
     "serving": True,
     "etcdutl": True,
+    "bare": [],
     "unfinished": {},
     "servers": ["alpha", "beta"],
 }
@@ -81,6 +82,11 @@ def test_without_a_cluster_it_is_said_that_nobody_knows() -> None:
 @pytest.mark.proves("restore-prospect")
 def test_without_etcdutl_it_is_said_what_may_not_notice() -> None:
     assert "may keep what is no more" in prospect(REPORT | {"etcdutl": False}, NOW).lines[-1]
+
+
+@pytest.mark.proves("restore-prospect")
+def test_new_machines_without_rke2_are_named() -> None:
+    assert "(beta) are left out; the next deploy" in " ".join(prospect(REPORT | {"bare": ["beta"]}, NOW).lines)
 
 
 @pytest.mark.proves("restore-continues")
