@@ -101,22 +101,29 @@ def remove(path: Path) -> None:
 def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
     """Return the cached file or directory `name-key`; make it first where it is missing, whole or not at all.
 
-    Of each name the two that were used last are kept.
+    Of each name the two that were used last are kept, and nothing that a killed build has left.
     """
     target = CACHE / f"{name}-{key}"
+
+    def of_this_name(before: str, behind: str) -> list[Path]:
+        found = CACHE.glob(f"{before}{name}-*{behind}")
+        return [
+            path for path in found if re.fullmatch(re.escape(f"{before}{name}-") + "[0-9a-f]{16}" + behind, path.name)
+        ]
+
     if not target.exists():
         with alone(), MAKING[target.name]:
             if not target.exists():
+                for left in of_this_name(".", ".new"):
+                    remove(left)
                 staging = CACHE / f".{name}-{key}.new"
-                remove(staging)
                 began = time.monotonic()
                 say(f"building {name} …")
                 make(staging)
                 staging.rename(target)
                 say(f"built {name} in {time.monotonic() - began:.0f} s")
     os.utime(target)
-    same = [path for path in CACHE.glob(f"{name}-*") if re.fullmatch("[0-9a-f]{16}", path.name[len(name) + 1 :])]
-    for old in sorted(same, key=lambda path: path.stat().st_mtime, reverse=True)[2:]:
+    for old in sorted(of_this_name("", ""), key=lambda path: path.stat().st_mtime, reverse=True)[2:]:
         remove(old)
     return target
 

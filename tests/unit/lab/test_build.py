@@ -32,6 +32,12 @@ def test_what_was_cut_short_is_not_there_and_is_made_again(tmp_path: Path) -> No
     made = build.cached("thing", key(1), lambda target: print("whole", end="", file=target.open("w")))
     assert made.read_text() == "whole"
     assert build.cached("thing", key(1), cut) == made
+    # What was to be another version of it is in nobody's way for ever.
+    with pytest.raises(KeyboardInterrupt):
+        build.cached("thing", key(2), cut)
+    (tmp_path / f".thing-more-{key(2)}.new").touch()
+    build.cached("thing", key(3), Path.touch)
+    assert [path.name for path in tmp_path.glob(".*.new")] == [f".thing-more-{key(2)}.new"]
 
 
 @pytest.mark.proves("lab-cache")
