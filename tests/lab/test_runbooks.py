@@ -22,7 +22,7 @@ def walk(lab: Lab, title: str, after: str = "", snapshot: str = "") -> None:
     text = (ROOT / "docs/runbooks.md").read_text()
     (section,) = re.findall(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", text, re.M | re.S)
     assert after in section, f"{title}: nothing says {after!r}"
-    commands = re.findall(r"^    (\S.*)$", section.partition(after)[2], re.M)
+    commands = re.findall(r"^    (\S.*)$", section[section.index(after) :], re.M)
     assert commands, title
     for command in commands:
         typed = command.replace("<site>", "lab").replace("<snapshot>", snapshot)
