@@ -21,6 +21,8 @@ MAGIC = 0xED0CDAED
 BRANCH, LEAF, BUCKET = 1, 2, 1
 DIGEST = 32
 VERSION = re.compile(rb"v\d+\.\d+\.\d+[+]rke2r\d+")
+CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
+ROOTS = b"/registry/configmaps/kube-system/kube-root-ca.crt"
 SCHEDULED = "etcd-snapshot-"
 USER = "hub.jupyter.org/username"
 # What is compared with the cluster: place below /registry -> name for people.
@@ -41,11 +43,13 @@ class Contents:
     """What a snapshot holds.
 
     version: the newest release among its nodes. token_fingerprint: of the server token that opens its keys.
+    authority: digest of the certificate that the cluster's API is known by.
     objects: kind -> `namespace/name` -> uid, empty where it is encrypted. users: whose homes have a claim.
     """
 
     version: str = ""
     token_fingerprint: str = ""
+    authority: str = ""
     revision: int = 0
     keys: int = 0
     nodes: list[str] = field(default_factory=list)
@@ -56,6 +60,12 @@ class Contents:
 def fingerprint(token: str) -> str:
     """Return what RKE2 names a token by in etcd: the first 12 digits of the hash of its secret part."""
     return hashlib.sha256(secret_part(token).encode()).hexdigest()[:12]
+
+
+def authority(data: bytes) -> str:
+    """Return the digest of the first certificate in PEM; empty where there is none."""
+    found = CERTIFICATE.search(data)
+    return hashlib.sha256(b"".join(found.group(1).split())).hexdigest() if found else ""
 
 
 def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
@@ -232,11 +242,14 @@ def contents(path: Path) -> Contents:
             if gone:
                 live.pop(key, None)
             elif key:  # raising the revision leaves one that is empty, which etcd tells nobody
-                wanted = key.startswith((b"/registry/minions/", b"/bootstrap/")) or key.split(b"/")[2:3] in _PLACES
+                wanted = (
+                    key.startswith((b"/registry/minions/", b"/bootstrap/", ROOTS)) or key.split(b"/")[2:3] in _PLACES
+                )
                 live[key] = value if wanted else b""
     except struct.error as error:
         raise Broken(str(error)) from error
     found.keys = len(live)
+    found.authority = authority(live.get(ROOTS, b""))
     versions: set[bytes] = set()
     for key, value in live.items():
         words = key.decode(errors="replace").split("/")[1:]

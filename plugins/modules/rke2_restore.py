@@ -11,7 +11,8 @@ module: rke2_restore
 short_description: One step of a restore of etcd on one server
 description:
   - C(begin) notes the restore on the server, so that it can be continued by any control machine.
-  - C(aside) ends RKE2 with all its pods on this server and puts the data of etcd aside, by a rename.
+  - C(aside) ends RKE2 with all its pods on this server and puts the data of etcd aside, by a rename; with O(foreign)
+    its certificates too, which RKE2 would not replace by those of the cluster that it joins.
   - C(reset) makes this server the only member of etcd, with the data of the snapshot, by RKE2's own cluster reset. With
     etcd's tool the revision is raised first, so that whoever watches the cluster notices that time went back.
   - C(start) starts RKE2 and returns when systemd says that it is up.
@@ -29,6 +30,10 @@ options:
     description: What C(begin) notes beside the time, the snapshot's name above all.
     type: dict
     default: {}
+  foreign:
+    description: Whether this server has been one of another cluster than the snapshot's, for C(aside).
+    type: bool
+    default: false
   snapshot:
     description: Path of the snapshot on this server, for C(reset).
     type: str
@@ -158,6 +163,9 @@ class Restore:
         data, kept = self.db / "etcd", self.db / f"etcd-before-restore-{self.note['started']}"
         if data.exists() and not kept.exists():
             data.rename(kept)
+        tls = self.db.parent / "tls"
+        if self.asked["foreign"] and tls.exists():
+            tls.rename(self.db / f"tls-before-restore-{self.note['started']}")
         self.write(aside=str(kept) if kept.exists() else "")
         return True
 
@@ -244,6 +252,7 @@ def main() -> None:
         argument_spec={
             "step": {"type": "str", "required": True, "choices": ["begin", "aside", "reset", "start", "end"]},
             "note": {"type": "dict", "default": {}},
+            "foreign": {"type": "bool", "default": False},
             "snapshot": {"type": "str", "default": ""},
             "sha256": {"type": "str", "default": ""},
             "etcdutl": {"type": "str", "default": ""},

@@ -67,7 +67,8 @@ RETURN = r"""
 snapshots:
   description:
     - The snapshots, the newest first, with name, path, size, created (seconds since the epoch) and version.
-    - Of those read also whole, error, sha256, token_fingerprint, revision, keys, nodes, users, and objects by number.
+    - Of those read also whole, error, sha256, token_fingerprint, authority, revision, keys, nodes, users, and objects
+      by number.
   returned: always
   type: list
   elements: dict
@@ -81,6 +82,12 @@ serving:
   type: bool
 token_fingerprint:
   description: Fingerprint of O(token).
+  returned: always
+  type: str
+authority:
+  description: >-
+    Digest of the certificate that this server's cluster is known by, to be compared with a snapshot's; empty before its
+    first start.
   returned: always
   type: str
 etcdutl:
@@ -217,13 +224,14 @@ def main() -> None:
         one["objects"] = {kind: len(names) for kind, names in one["objects"].items()}
     listed = [(one["name"], one["created"]) for one in found]
     own = [*tools(asked["etcd_version"]), f"{data_dir}/bin/etcdutl"]
-    mark = Path(asked["mark"])
+    mark, known_by = Path(asked["mark"]), Path(data_dir) / "server/tls/server-ca.crt"
     module.exit_json(
         changed=False,
         snapshots=found,
         comparison=comparison,
         serving=serving,
         token_fingerprint=etcd_snapshot.fingerprint(asked["token"]) if asked["token"] else "",
+        authority=etcd_snapshot.authority(known_by.read_bytes()) if known_by.exists() else "",
         etcdutl=next((path for path in own if os.access(path, os.X_OK)), shutil.which("etcdutl") or ""),
         doomed=etcd_snapshot.doomed(listed, asked["keep"], asked["days"], time.time()) if asked["days"] >= 0 else [],
         mark=json.loads(mark.read_text()) if mark.exists() else {},

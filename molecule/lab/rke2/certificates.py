@@ -22,8 +22,14 @@ def leaves(paths: Paths) -> list[Path]:
 
 
 def renew(paths: Paths) -> None:
-    """Before a start: remove all of them where one expires within the window."""
+    """Before a start: remove all of them where one expires within the window, or another authority has come."""
     every = leaves(paths)
+    signed = ("openssl", "verify", "-CAfile", paths.tls / "ca.crt", paths.tls / "apiserver.crt")
+    if all(path.exists() for path in signed[3:]) and run(*signed, check=False).returncode:
+        log("info", "the certificates are another authority's than the cluster's, renewing certificates")
+        for one in every:
+            one.unlink()
+        return
     for path in every:
         ask = ("openssl", "x509", "-noout", "-checkend", RENEW_DAYS * 86400, "-in", path)
         if path.suffix == ".crt" and run(*ask, check=False).returncode:

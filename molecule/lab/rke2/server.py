@@ -53,7 +53,10 @@ class Server(Node):
             request = {"node": self.config.node_name, "password": password, "critical": self.critical()}
             client = Client(self.config.get("server"), self.token, "server")
             answer = client.json("POST", "/v1-rke2/server-join", request)
-            servers = answer["servers"]
+            servers, known_by = answer["servers"], self.paths.tls / "ca.crt"
+            if known_by.exists() and known_by.read_text() != answer["pki"]["ca.crt"]:
+                cure = "Remove the file(s) from disk and restart to be recreated from datastore."
+                raise Fatal(f"{known_by} newer than datastore and could cause a cluster outage. {cure}")
             for name, content in answer["pki"].items():
                 write(self.paths.tls / name, content)
         elif stored and supervisor.short(self.token) != supervisor.short(stored) and not self.kept():
@@ -362,7 +365,10 @@ class Server(Node):
         wait_for("this node to register", lambda: self.kubectl("get", "node", name, check=False).returncode == 0, 300)
         roles = [f"node-role.kubernetes.io/{role}=true" for role in ("control-plane", "etcd")]
         self.kubectl("label", "--overwrite", "node", name, *roles)
-        self.check_password(name, password)
+        try:
+            self.check_password(name, password)
+        except Refused as refused:  # only others are turned away
+            log("warning", f"Error ensuring node password secret for pre-validated node '{name}': {refused}")
         self.encryption.tell()
         image = f"--default-job-image={self.release['repository']}/klipper-helm:1"
         flags = ["--namespace=kube-system", f"--kubeconfig={self.paths.admin}", f"--node-name={self.config.node_name}"]

@@ -33,10 +33,11 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 
 
 def certificate(paths: Paths, name: str, days: int) -> None:
-    """Make one that ends in so many days."""
+    """Make one that ends in so many days, signed by the authority unless it is one."""
     out = ["-keyout", f"{paths.tls}/{name}.key", "-out", f"{paths.tls}/{name}.crt", "-days", str(days)]
     words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    subprocess.run([*words, "-subj", "/CN=x", *out], check=True, capture_output=True)
+    signed = [] if name.endswith("ca") else ["-CA", f"{paths.tls}/ca.crt", "-CAkey", f"{paths.tls}/ca.key"]
+    subprocess.run([*words, *signed, "-subj", f"/CN={Path(name).name}", *out], check=True, capture_output=True)
 
 
 def left(paths: Paths) -> set[str]:
@@ -61,6 +62,15 @@ def test_a_rotation_sets_everything_but_authorities_aside(paths: Paths) -> None:
     assert {"apiserver.crt", "etcd", "kubelet-1.pem", "kubelet-client-current.pem"} <= {
         p.name for p in backup.iterdir()
     }
+
+
+def test_a_start_renews_all_when_another_authority_has_come(paths: Paths) -> None:
+    before = left(paths)
+    certificates.renew(paths)
+    assert left(paths) == before
+    certificate(paths, "ca", 365)
+    certificates.renew(paths)
+    assert before - left(paths) == GONE
 
 
 def test_an_agent_keeps_its_kubeconfig_by_which_it_is_known_to_have_joined(paths: Paths) -> None:

@@ -81,12 +81,14 @@ def node(version: str) -> bytes:
     return _object("Node", "one", "n", _field(3, _field(7, _field(7, version.encode()))))
 
 
+PEM = "-----BEGIN CERTIFICATE-----\nMIIB\nAA==\n-----END CERTIFICATE-----\n"
 CHANGES: list[tuple[str, bytes | None]] = [
     (f"/bootstrap/{hashlib.sha256(b'secret').hexdigest()[:12]}", b"sealed"),
     ("/registry/minions/one", node("v1.34.9+rke2r1")),
     ("/registry/secrets/hub/gone", b"k8s:enc:aescbc"),
     ("/registry/secrets/hub/kept", b"k8s:enc:aescbc"),
     ("/registry/namespaces/hub", _object("Namespace", "hub", "u1")),
+    ("/registry/configmaps/kube-system/kube-root-ca.crt", _object("ConfigMap", "x", "u3", _field(2, PEM.encode()))),
     ("/registry/secrets/hub/gone", None),
     ("/registry/minions/one", node("v1.35.10+rke2r2")),
     (
@@ -104,7 +106,8 @@ def test_a_snapshot_tells_its_release_its_token_and_what_lives_in_it(tmp_path: P
     assert found.objects["Secret"] == {"hub/kept": ""}
     assert found.objects["Namespace"] == {"hub": "u1"}
     assert found.objects["PersistentVolumeClaim"] == {"hub/claim-anna": "u2"}
-    assert (found.users, found.nodes, found.revision) == (["anna"], ["one"], 9)
+    assert (found.users, found.nodes, found.revision) == (["anna"], ["one"], 10)
+    assert found.authority == hashlib.sha256(b"MIIBAA==").hexdigest()
 
 
 def test_a_snapshot_is_whole_and_so_is_its_checksum(tmp_path: Path) -> None:
@@ -191,6 +194,8 @@ def test_the_module_lists_every_snapshot_and_reads_those_that_are_asked_for(
     snapshot(place / "on-demand-one-1700000000", CHANGES)
     snapshot(place / "on-demand-one-1700000300", CHANGES)
     (place / ".half").write_text("")
+    (tmp_path / "server/tls").mkdir()
+    (tmp_path / "server/tls/server-ca.crt").write_text(PEM.replace("\n", "\r\n"))
     (place / "etcd-snapshot-one-1600000000").write_text("no snapshot")
     said = call(
         rke2_snapshot_info,
@@ -208,6 +213,7 @@ def test_the_module_lists_every_snapshot_and_reads_those_that_are_asked_for(
         ("1600000000", "", None),
     ]
     assert said["snapshots"][1]["token_fingerprint"] == said["token_fingerprint"]
+    assert said["snapshots"][1]["authority"] == said["authority"] != ""
     assert (said["serving"], said["comparison"], said["mark"]) == (False, {}, {})
     assert said["doomed"] == ["on-demand-one-1700000000"]
 
@@ -279,6 +285,18 @@ def test_every_step_is_done_once(machine: Machine) -> None:
     assert machine.calls() == []
     assert machine.step("start")["changed"] is False
     assert [machine.step("end")["changed"] for _ in range(2)] == [True, False]
+
+
+@pytest.mark.proves("restore-new-machines")
+def test_a_server_of_another_cluster_joins_without_the_certificates_of_that(machine: Machine) -> None:
+    tls = machine.db.parent / "tls"
+    for foreign in (False, True):
+        machine.step("begin", note={"snapshot": "one"})
+        tls.mkdir(exist_ok=True)
+        assert machine.step("aside", foreign=foreign)["changed"] is True
+        assert tls.exists() is not foreign
+        machine.step("end")
+    assert [path.name[:19] for path in machine.db.glob("tls-*")] == ["tls-before-restore-"]
 
 
 @pytest.mark.proves("restore-continues")
