@@ -25,7 +25,7 @@ def renew(paths: Paths) -> None:
     """Before a start: remove all of them where one expires within the window, or another authority has come."""
     every = leaves(paths)
     signed = ("openssl", "verify", "-CAfile", paths.tls / "ca.crt", paths.tls / "apiserver.crt")
-    if all(path.exists() for path in signed[3:]) and run(*signed, check=False).returncode:
+    if every and (paths.tls / "ca.crt").exists() and run(*signed, check=False).returncode:
         log("info", "the certificates are another authority's than the cluster's, renewing certificates")
         for one in every:
             one.unlink()

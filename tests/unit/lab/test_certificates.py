@@ -71,6 +71,10 @@ def test_a_start_renews_all_when_another_authority_has_come(paths: Paths) -> Non
     certificate(paths, "ca", 365)
     certificates.renew(paths)
     assert before - left(paths) == GONE
+    # Of a server whose certificates were put aside only what lies elsewhere is left.
+    (paths.data.parent / "kubernetes/scheduler.conf").touch()
+    certificates.renew(paths)
+    assert before - left(paths) == GONE
 
 
 def test_an_agent_keeps_its_kubeconfig_by_which_it_is_known_to_have_joined(paths: Paths) -> None:
