@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -104,17 +103,11 @@ def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
     Of each name the two that were used last are kept, and nothing that a killed build has left.
     """
     target = CACHE / f"{name}-{key}"
-
-    def of_this_name(before: str, behind: str) -> list[Path]:
-        found = CACHE.glob(f"{before}{name}-*{behind}")
-        return [
-            path for path in found if re.fullmatch(re.escape(f"{before}{name}-") + "[0-9a-f]{16}" + behind, path.name)
-        ]
-
+    any_key = "[0-9a-f]" * len(key)
     if not target.exists():
         with alone(), MAKING[target.name]:
             if not target.exists():
-                for left in of_this_name(".", ".new"):
+                for left in CACHE.glob(f".{name}-{any_key}.new"):
                     remove(left)
                 staging = CACHE / f".{name}-{key}.new"
                 began = time.monotonic()
@@ -123,7 +116,7 @@ def cached(name: str, key: str, make: Callable[[Path], None]) -> Path:
                 staging.rename(target)
                 say(f"built {name} in {time.monotonic() - began:.0f} s")
     os.utime(target)
-    for old in sorted(of_this_name("", ""), key=lambda path: path.stat().st_mtime, reverse=True)[2:]:
+    for old in sorted(CACHE.glob(f"{name}-{any_key}"), key=lambda path: path.stat().st_mtime, reverse=True)[2:]:
         remove(old)
     return target
 
