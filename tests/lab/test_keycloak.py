@@ -271,3 +271,34 @@ def test_a_directory_in_clear_text_is_refused_before_anything_changes(lab: Lab) 
     assert "ldap://ldap.lab.test is not ldaps://" in " ".join(recap.output.split())
     assert recap.changed == {}
     assert "canary" not in recap.output
+
+
+@pytest.mark.shard("platform")
+@pytest.mark.proves("keycloak-dumps", "storage-lost")
+def test_accounts_come_back_after_the_database_s_disk_is_lost(lab: Lab, keycloak: Keycloak) -> None:
+    dump = ("-n", "keycloak", "create", "job", "dump-now", "--from=cronjob/keycloak-dumps")
+    with keycloak.user("hub-users") as (name, _):
+        asked = f"{keycloak.realm}/users?exact=true&username={name}"
+        (before,) = keycloak.api("GET", asked).json
+        lab.kubectl(*dump)
+        lab.kubectl("-n", "keycloak", "wait", "--for=condition=complete", "--timeout=120s", "job/dump-now")
+        lab.kubectl("-n", "keycloak", "delete", "job", "dump-now")
+        claim = json.loads(lab.kubectl("-n", "keycloak", "get", "pvc", "data-keycloak-database-0", "-o", "json"))
+        volume = json.loads(lab.kubectl("get", "pv", claim["spec"]["volumeName"], "-o", "json"))["spec"]
+        (term,) = volume["nodeAffinity"]["required"]["nodeSelectorTerms"]
+        ((machine,),) = (expression["values"] for expression in term["matchExpressions"])
+        path = volume["local"]["path"]
+        lab.sh(machine, f"test -d {path} && rm -rf {path}")
+        lab.kubectl("-n", "keycloak", "delete", "pod", "keycloak-database-0", "--force", "--grace-period=0")
+        recap = lab.play(playbooks=("playbooks/stages/storage.yml",))
+        assert recap.status == 2
+        assert f"keycloak/data-keycloak-database-0 ({path} on {machine})" in recap.output
+        renew = ("playbooks/operations/volumes_renew.yml",)
+        assert lab.play("-e", "storage_renew_lost=other", playbooks=renew).status == 2
+        recap = lab.play("-e", "storage_renew_lost=lab", playbooks=renew)
+        assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
+        recap = lab.play(playbooks=STAGE)
+        assert (recap.status, recap.changed) == (0, {}), recap.output[-3000:]
+        (after,) = keycloak.api("GET", asked).json
+        assert after == before
+    assert lab.play("-e", "storage_renew_lost=lab", playbooks=renew).changed == {}

@@ -89,3 +89,48 @@ def test_shared_data_is_mounted_read_only_for_one_claim_and_stays() -> None:
     assert volume["spec"]["accessModes"] == ["ReadOnlyMany"]
     assert {"ro", "hard"} <= set(volume["spec"]["mountOptions"])
     assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+
+
+def volume(claim: str, node: str, **different: Any) -> dict[str, Any]:
+    """A volume as the API shows one of the local class."""
+    where = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
+    spec = {
+        "storageClassName": "local-path",
+        "claimRef": {"namespace": "keycloak", "name": claim},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [where]}},
+        "local": {"path": f"/local/{claim}"},
+    }
+    return {"spec": spec | different, "status": {"phase": "Bound"}}
+
+
+@pytest.mark.proves("storage-lost")
+def test_only_claimed_volumes_on_machines_of_the_site_are_looked_for() -> None:
+    old = volume("old", "m1", hostPath={"path": "/local/old"})
+    del old["spec"]["local"]
+    found = {
+        "resources": [
+            volume("named", "n2"),
+            old,
+            volume("stranger", "m9"),
+            volume("home", "m1", storageClassName="homes"),
+            volume("given-back", "m1") | {"status": {"phase": "Released"}},
+        ]
+    }
+    machines = {"m1": {}, "m2": {"rke2_node_name": "n2"}}
+    assert decide("__storage_volumes", __storage_found=found, groups={"rke2": [*machines]}, hostvars=machines) == [
+        {"name": "keycloak/named (/local/named on m2)", "machine": "m2", "path": "/local/named"},
+        {"name": "keycloak/old (/local/old on m1)", "machine": "m1", "path": "/local/old"},
+    ]
+
+
+@pytest.mark.proves("storage-lost")
+def test_a_volume_is_lost_when_it_is_not_there_or_as_a_kubelet_makes_it_and_not_when_its_machine_is_silent() -> None:
+    looked = [
+        {"item": {"name": "gone"}, "stat": {"exists": False}},
+        {"item": {"name": "there"}, "stat": {"exists": True, "mode": "0777"}},
+        {"item": {"name": "of-a-group"}, "stat": {"exists": True, "mode": "2777"}},
+        {"item": {"name": "in-its-place"}, "stat": {"exists": True, "mode": "0755"}},
+        {"item": {"name": "silent"}, "unreachable": True},
+    ]
+    lost = decide("__storage_lost", __storage_looked={"results": looked})
+    assert lost == [{"name": "gone"}, {"name": "in-its-place"}]
