@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 import pytest
 import yaml
 
-from tests.lab.running import ROOT, SITE, Lab
+from tests.lab.running import ROOT, SITE, Lab, eventually
 
 STAGE = ("playbooks/stages/keycloak.yml",)
 ACCOUNT = "metalhub-provisioner"
@@ -273,16 +273,43 @@ def test_a_directory_in_clear_text_is_refused_before_anything_changes(lab: Lab) 
     assert "canary" not in recap.output
 
 
+def dump(lab: Lab) -> None:
+    """Have the database dumped now."""
+    lab.kubectl("-n", "keycloak", "create", "job", "dump-now", "--from=cronjob/keycloak-dumps")
+    ended = "jsonpath={.status.succeeded}"
+    eventually("the dump is there", lambda: lab.kubectl("-n", "keycloak", "get", "job", "dump-now", "-o", ended) == "1")
+    lab.kubectl("-n", "keycloak", "delete", "job", "dump-now")
+
+
+@pytest.mark.shard("platform")
+@pytest.mark.proves("keycloak-dumps")
+def test_the_way_back_to_a_dump_works_as_it_is_written(lab: Lab, keycloak: Keycloak) -> None:
+    text = (ROOT / "docs/how_to.md").read_text()
+    section = text[text.index("get Keycloak's accounts back?") :]
+    commands = re.findall(r"^    (\S.*)$", section[: section.index("\n\n**")], re.M)
+    with keycloak.user("hub-users") as (kept, _):
+        dump(lab)
+        newest = lab.kubectl("-n", "keycloak", "exec", "keycloak-database-0", "--", "ls", "/dumps").split()[-1]
+        late = f"{kept}-late"
+        assert keycloak.api("POST", f"{keycloak.realm}/users", {"username": late}).status == 201
+        for command in commands[1:]:  # the first names the kubeconfig, which a server's own kubectl has
+            typed = command.replace("<site>", "lab").replace("<dump>", newest)
+            if typed.startswith("kubectl "):
+                lab.kubectl(*typed.split()[1:])
+            else:
+                lab.type(typed)
+        for name in (kept, late):
+            found = keycloak.api("GET", f"{keycloak.realm}/users?exact=true&username={name}").json
+            assert bool(found) == (name == kept), name
+
+
 @pytest.mark.shard("platform")
 @pytest.mark.proves("keycloak-dumps", "storage-lost")
 def test_accounts_come_back_after_the_database_s_disk_is_lost(lab: Lab, keycloak: Keycloak) -> None:
-    dump = ("-n", "keycloak", "create", "job", "dump-now", "--from=cronjob/keycloak-dumps")
     with keycloak.user("hub-users") as (name, _):
         asked = f"{keycloak.realm}/users?exact=true&username={name}"
         (before,) = keycloak.api("GET", asked).json
-        lab.kubectl(*dump)
-        lab.kubectl("-n", "keycloak", "wait", "--for=condition=complete", "--timeout=120s", "job/dump-now")
-        lab.kubectl("-n", "keycloak", "delete", "job", "dump-now")
+        dump(lab)
         claim = json.loads(lab.kubectl("-n", "keycloak", "get", "pvc", "data-keycloak-database-0", "-o", "json"))
         volume = json.loads(lab.kubectl("get", "pv", claim["spec"]["volumeName"], "-o", "json"))["spec"]
         (term,) = volume["nodeAffinity"]["required"]["nodeSelectorTerms"]

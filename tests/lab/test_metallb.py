@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -137,3 +139,29 @@ def test_a_missing_announcement_is_told_and_comes_back(lab: Lab) -> None:
     recap = lab.play(playbooks=STAGE)
     assert recap.status == 0, recap.output[-3000:]
     assert recap.changed == {}
+
+
+def hardware(where: str) -> str:
+    """The MAC address from which an address of the network answers this machine."""
+    told = subprocess.run(["ip", "neigh", "show", where], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"lladdr (\S+)", told)
+    return found[1] if found else ""
+
+
+@pytest.mark.shard("platform")
+@pytest.mark.proves("metallb-failover")
+def test_an_address_answers_from_another_machine_after_the_announcing_one_died(lab: Lab, services: str) -> None:
+    lab.kubectl("scale", "deployment", NAME, "--replicas=3")
+    eventually(f"{services} answers", lambda: answer(services).startswith(NAME), 60)
+    owners = {lab.sh(name, "cat /sys/class/net/eth0/address").strip(): name for name in lab.machines}
+    before = hardware(services)
+    died = owners[before]
+    subprocess.run(["docker", "kill", died], check=True, capture_output=True)
+    try:
+        eventually(
+            "another announces it, and it answers",
+            lambda: answer(services).startswith(NAME) and hardware(services) in owners.keys() - {before},
+        )
+    finally:
+        subprocess.run(["docker", "start", died], check=True, capture_output=True)
+        eventually("all machines are back", lab.healthy, 300)
