@@ -235,7 +235,7 @@ def test_a_worker_is_cut_as_its_layout_says_and_a_second_run_changes_nothing(lab
     # As the site says: this worker is to have whole GPUs.
     recap = lab.play("--tags", "verify", playbooks=STAGE)
     assert recap.status == 2
-    assert f"{CUT} has the MIG layout teaching-" in " ".join(recap.output.split())
+    assert f"{CUT} has the MIG layout teaching-" in " ".join(recap.output.split()), recap.output[-3000:]
 
 
 @pytest.mark.shard("platform")
