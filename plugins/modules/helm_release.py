@@ -13,6 +13,9 @@ description:
   - Runs on the machine that talks to the cluster, as any user. Fetches Helm and the chart where they are missing,
     compares what comes from a bundle with the sha256 in the bundle's manifest, makes the namespace with its labels and
     installs or upgrades the release if anything differs.
+  - Without a bundle the chart is asked for each time, so that one that was replaced under the same version is seen.
+    What was kept is used where it has the O(sha256) that is asked for, and, with a warning, where nobody answers and
+    none is asked for.
   - The checksums of chart and values are the description of a revision, so C(helm history) shows them. A chart that was
     replaced under the same version, a rollback by hand and a revision that failed are noticed without rendering.
   - Values go to Helm by its standard input, never by its arguments or a file.
@@ -49,6 +52,10 @@ options:
     description: Directory or URL of the bundle.
     type: str
     default: ""
+  sha256:
+    description: What the chart's archive must have, wherever it comes from; empty for any.
+    type: str
+    default: ""
   values:
     description: The chart's values.
     type: dict
@@ -66,7 +73,9 @@ options:
     type: int
     default: 600
   recover:
-    description: Whether to take a release that is stuck back to its last good revision first, or to uninstall it.
+    description:
+      - Whether to take a release that is stuck back to its last good revision first. One that has none, or whose
+        removal was cut off, is uninstalled.
     type: bool
     default: false
   helm_version:
@@ -301,30 +310,40 @@ class Release:
         if not source:
             raise Fault(f"{name} has neither a bundle nor a repository; give helm_release_repository.")
         path = os.path.join(self.cache, "charts", sha256(source.encode())[:12], name)
+        kept = read("/", path) if os.path.exists(path) else b""
+        wanted = self.given["sha256"]
         if bundle:
             content = from_bundle(bundle, "charts", name, path)
-            if not os.path.exists(path) or sha256(read("/", path)) != sha256(content):
-                keep(path, content)
-        elif not os.path.exists(path):
-            self.pull(repository, path)
-        return path, sha256(read("/", path))
+        elif kept and sha256(kept) == wanted:
+            content = kept
+        else:
+            content = self.pull(repository, b"" if wanted else kept)
+        found = sha256(content)
+        if wanted and found != wanted:
+            raise Fault(
+                f"{name} of {source} has the sha256 {found}, helm_release_sha256 says {wanted}: it is not used. Ask "
+                "whoever publishes the chart which is right, and correct the one that is not."
+            )
+        if content != kept:
+            keep(path, content)
+        return path, found
 
-    def pull(self, repository: str, path: str) -> None:
-        """Bring the chart from a repository or registry; the pinned version is asked for once."""
+    def pull(self, repository: str, kept: bytes) -> bytes:
+        """Return the chart as a repository or registry has it now, or as it was kept where that does not answer."""
         oci = repository.startswith("oci://")
         words = (
             [f"{repository.rstrip('/')}/{self.given['chart']}"] if oci else [self.given["chart"], "--repo", repository]
         )
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as where:
+        with tempfile.TemporaryDirectory() as where:
             status, _, said = self.helm("pull", *words, "--version", self.given["version"], "--destination", where)
             made = os.listdir(where)
-            if status or len(made) != 1:
-                raise Fault(
-                    f"{self.given['chart']} {self.given['version']} cannot be had from {repository}: {said}. Mend the "
-                    "connection, or give the site a bundle: site_bundle."
-                )
-            os.replace(os.path.join(where, made[0]), path)
+            if not status and len(made) == 1:
+                return read(where, made[0])
+        told = f"{self.given['chart']} {self.given['version']} cannot be had from {repository}: {said}."
+        if not kept:
+            raise Fault(f"{told} Mend the connection, or give the site a bundle: site_bundle.")
+        self.module.warn(f"{told} The copy that was kept is used.")
+        return kept
 
     def label(self, dry: bool) -> list[str]:
         """Make the namespace, or the labels that it lacks, and return what was to be done."""
@@ -348,12 +367,24 @@ class Release:
             self.api.ask(path, "PATCH", {"metadata": {"labels": differ}}, MERGE)
         return [f"the namespace {self.namespace} has no label {key}={value}" for key, value in differ.items()]
 
+    def last_good(self) -> int:
+        """Return the last revision that came up; 0 where none did."""
+        status, output, said = self.helm("history", self.name, "--output", "json")
+        if status:
+            raise Fault(f"Helm cannot tell the history of {self.namespace}/{self.name}: {said}")
+        revisions = json.loads(output)
+        # A rollback that failed leaves the revision it was to replace as superseded, so what is deployed comes first.
+        for state in ("deployed", "superseded"):
+            found = [int(one["revision"]) for one in revisions if one["status"] == state]
+            if found:
+                return max(found)
+        return 0
+
     def recover(self, now: dict[str, Any]) -> None:
-        """Take a stuck release back to its last good revision, or uninstall it when it never had one."""
-        if now["info"]["status"] in ("pending-upgrade", "pending-rollback"):
-            words = ["rollback", self.name]
-        else:
-            words = ["uninstall", self.name, "--no-hooks"]
+        """Take a stuck release back to its last good revision; uninstall one without, or that was being removed."""
+        # Without a number Helm takes the revision before, which may have failed.
+        last = self.last_good() if now["info"]["status"] in ("pending-upgrade", "pending-rollback") else 0
+        words = ["rollback", self.name, str(last)] if last else ["uninstall", self.name, "--no-hooks"]
         status, _, said = self.helm(*words, "--timeout", f"{self.given['timeout_seconds']}s")
         if status:
             raise Fault(f"helm {' '.join(words)} --namespace {self.namespace} failed: {said}")
@@ -367,7 +398,7 @@ class Release:
             f"The release {self.namespace}/{self.name} is {now['info']['status']} since "
             f"{now['info'].get('last_deployed')}: another Helm is at work on it, or was killed. Look with: {history}\n"
             "If none is at work, set helm_release_recover: true for one deploy: the release is taken back to its last "
-            "good revision (uninstalled if it has none) and installed again."
+            "good revision (uninstalled if it has none or was being removed) and installed again."
         )
 
     def upgrade(self, chart: str, made_of: str) -> None:
@@ -442,6 +473,7 @@ def main() -> None:
             "version": required,
             "repository": text,
             "bundle": text,
+            "sha256": text,
             "values": {"type": "dict", "default": {}},
             "sensitive": {"type": "bool", "default": False},
             "wait": {"type": "bool", "default": True},

@@ -14,7 +14,8 @@ from ansible.module_utils.testing import patch_module_args
 from plugins.module_utils.bundle_files import sha256
 from plugins.modules import helm_release
 
-# Answers `status` from the disk; `upgrade` keeps what it was given and writes the next state, unless it is to fail.
+# Answers `status` and `history` from the disk; `upgrade` keeps what it was given and writes the next state, unless it
+# is to fail; `pull` brings what is upstream, or fails where nothing is.
 HELM = """#!/bin/sh
 here=__HERE__
 echo "$*" >>"$here/calls"
@@ -24,6 +25,8 @@ case "$1" in
     said=$(echo "$*" | sed 's/.*--description \\(chart [^ ]* values [^ ]*\\).*/\\1/')
     printf '{"version": 7, "info": {"status": "deployed", "description": "%s"}}' "$said" >"$here/state" ;;
   uninstall) rm "$here/state" ;;
+  history) cat "$here/history" ;;
+  pull) while [ "$1" != --destination ]; do shift; done; cp "$here/upstream" "$2/x-1.0.tgz" ;;
   rollback) printf '{"version": 6, "info": {"status": "deployed", "description": "Rollback to 1"}}' >"$here/state" ;;
 esac
 """
@@ -69,7 +72,14 @@ def place(tmp_path: Path) -> Path:
         archive.addfile(info, io.BytesIO(content))
     lay(tmp_path, "helm/v3.20.0/helm-v3.20.0-linux-amd64.tar.gz", (tmp_path / "helm.tgz").read_bytes())
     lay(tmp_path, "charts/x/1.0/x-1.0.tgz", b"one")
+    revise(tmp_path, "deployed", "pending-upgrade")
     return tmp_path
+
+
+def revise(place: Path, *statuses: str) -> None:
+    """Give the release a history."""
+    revisions = [{"revision": number, "status": status} for number, status in enumerate(statuses, 1)]
+    (place / "history").write_text(json.dumps(revisions))
 
 
 def lay(place: Path, name: str, content: bytes) -> None:
@@ -168,6 +178,61 @@ def test_a_chart_that_the_bundle_lacks_is_named(capsys: pytest.CaptureFixture[st
     assert "lacks x-2.0.tgz below charts/" in run(capsys, place, version="2.0")["failure"]
 
 
+@pytest.mark.parametrize("repository", ["https://charts.example.org", "oci://registry.example.org/charts"])
+def test_a_chart_of_a_repository_or_registry_is_asked_for_and_its_replacement_noticed(
+    capsys: pytest.CaptureFixture[str], place: Path, repository: str
+) -> None:
+    run(capsys, place)  # brings Helm
+    given = {"bundle": "", "repository": repository}
+    (place / "state").unlink()
+    (place / "upstream").write_bytes(b"one")
+    assert run(capsys, place, **given)["reasons"] == ["it is not installed"]
+    words = f"pull x --repo {repository} " if repository.startswith("https") else f"pull {repository}/x "
+    assert calls(place, "pull")[0].startswith(f"{words}--version 1.0 --destination ")
+    assert run(capsys, place, **given)["changed"] is False
+    (place / "upstream").write_bytes(b"two")
+    looked = run(capsys, place, **given, _ansible_check_mode=True)
+    assert (looked["changed"], looked["reasons"]) == (True, ["its chart is another"])
+    assert run(capsys, place, **given)["reasons"] == ["its chart is another"]
+    assert Path(calls(place, "upgrade")[-1].split()[3]).read_bytes() == b"two"
+
+
+def test_a_repository_that_does_not_answer_leaves_what_was_kept(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    run(capsys, place)
+    given = {"bundle": "", "repository": "https://charts.example.org"}
+    failure = run(capsys, place, **given)["failure"]
+    assert "x 1.0 cannot be had from https://charts.example.org: " in failure and "site_bundle" in failure
+    (place / "upstream").write_bytes(b"one")
+    assert run(capsys, place, **given)["failure"] == ""
+    (place / "upstream").unlink()
+    again = run(capsys, place, **given)
+    assert (again["failure"], again["changed"]) == ("", False)
+    assert "The copy that was kept is used." in json.dumps(again["warnings"])
+
+
+def test_another_sha256_than_the_one_asked_for_is_refused_before_anything_is_touched(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    result = run(capsys, place, sha256=sha256(b"two"), namespace_labels={"l": "v"})
+    assert f"has the sha256 {sha256(b'one')}, helm_release_sha256 says {sha256(b'two')}" in result["failure"]
+    assert (result["changed"], calls(place, ""), Api.namespace) == (False, [], {})
+    assert run(capsys, place, sha256=sha256(b"one"))["failure"] == ""
+    (place / "upstream").write_bytes(b"one")
+    given = {"bundle": "", "repository": "https://charts.example.org", "sha256": sha256(b"one")}
+    assert run(capsys, place, **given)["failure"] == ""
+    (place / "upstream").write_bytes(b"two")
+    # What was kept is what is asked for, so nobody is asked.
+    assert run(capsys, place, **given)["changed"] is False
+    assert len(calls(place, "pull")) == 1
+    before = len(calls(place, "upgrade"))
+    refused = run(capsys, place, **given | {"sha256": sha256(b"three")})
+    assert f"has the sha256 {sha256(b'two')}, helm_release_sha256 says {sha256(b'three')}" in refused["failure"]
+    assert run(capsys, place, **given)["changed"] is False
+    assert (len(calls(place, "upgrade")), len(calls(place, "pull"))) == (before, 2)
+
+
 @pytest.mark.parametrize("status", ["pending-install", "pending-upgrade", "pending-rollback", "uninstalling"])
 def test_a_stuck_release_is_reported_and_recovered_only_when_asked(
     capsys: pytest.CaptureFixture[str], place: Path, status: str
@@ -183,6 +248,26 @@ def test_a_stuck_release_is_reported_and_recovered_only_when_asked(
     assert (place / "state").read_text() == json.dumps(stuck)
     assert run(capsys, place, recover=True)["failure"] == ""
     assert len(calls(place, "rollback")) == (status in ("pending-upgrade", "pending-rollback"))
+    assert run(capsys, place)["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("statuses", "done"),
+    [
+        pytest.param(["superseded", "failed", "pending-upgrade"], "rollback x 1 ", id="failed-between"),
+        pytest.param(["superseded", "deployed", "failed", "pending-upgrade"], "rollback x 2 ", id="newest"),
+        pytest.param(["deployed", "superseded", "failed", "pending-upgrade"], "rollback x 1 ", id="failed-rollback"),
+        pytest.param(["failed", "pending-upgrade"], "uninstall x --no-hooks ", id="none"),
+    ],
+)
+def test_a_stuck_release_goes_back_to_the_last_revision_that_came_up(
+    capsys: pytest.CaptureFixture[str], place: Path, statuses: list[str], done: str
+) -> None:
+    stuck = {"version": len(statuses), "info": {"status": "pending-upgrade", "last_deployed": "2026-01-01"}}
+    (place / "state").write_text(json.dumps(stuck))
+    revise(place, *statuses)
+    assert run(capsys, place, recover=True)["failure"] == ""
+    assert next(call for call in calls(place, "") if call.startswith(("rollback", "uninstall"))).startswith(done)
     assert run(capsys, place)["changed"] is False
 
 
