@@ -128,8 +128,9 @@ def test_nobody_comes_into_keycloaks_namespace_but_to_the_login_and_keycloak_to_
     database = policies["keycloak-database"]
     assert database["podSelector"]["matchLabels"] == labels
     [rule] = database["ingress"]
+    dumps = objects["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
     assert (rule["from"], rule["ports"]) == (
-        [{"podSelector": policies["keycloak"]["podSelector"]}],
+        [{"podSelector": policies["keycloak"]["podSelector"]}, {"podSelector": {"matchLabels": dumps}}],
         [{"port": 5432, "protocol": "TCP"}],
     )
     assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policies["keycloak"]["ingress"]

@@ -74,7 +74,9 @@ class Authorize(OAuthAuthorizeHandler):  # type: ignore[misc]  # (the hub publis
                 _write_down(visitor, owner)
             except OSError as error:
                 self.log.error("%s does not enter the server of %s: %s: %s", visitor, owner, FILE, error)
-                text = "Your visit cannot be written down, so you do not enter: see the hub's log, make room on its volume."
+                text = (
+                    "Nobody can write your visit down, so you do not enter. See the hub's log; make room on its volume."
+                )
                 raise web.HTTPError(503, text) from error
             self.log.warning("%s enters the server of %s from %s", visitor, owner, self.request.remote_ip)
         super().send_oauth_response(headers, body, status)

@@ -284,7 +284,16 @@ def test_whatever_else_is_asked_for_changes_nothing(config: Config, options: dic
 
 @pytest.mark.parametrize(
     "options",
-    [{"cpu": "32"}, {"cpu": "99"}, {"memory": "64G"}, {"cpu": ["6"]}, {"cpu": 6}, {"cpu--unlisted-choice": "64"}, {"memory": ""}, {"memory": None}],
+    [
+        {"cpu": "32"},
+        {"cpu": "99"},
+        {"memory": "64G"},
+        {"cpu": ["6"]},
+        {"cpu": 6},
+        {"cpu--unlisted-choice": "64"},
+        {"memory": ""},
+        {"memory": None},
+    ],
 )
 @pytest.mark.parametrize("profile", [{}, {"profile": "cpu"}])
 def test_a_choice_that_is_not_listed_makes_no_pod(
