@@ -51,8 +51,8 @@ def authority(directory: Path, name: str) -> Path:
     def sign(
         subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: ec.EllipticCurvePrivateKey
     ) -> x509.Certificate:
-        names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (subject, issuer)]
-        made = x509.CertificateBuilder(*reversed(names), key.public_key(), x509.random_serial_number())
+        ours, theirs = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (subject, issuer))
+        made = x509.CertificateBuilder(theirs, ours, key.public_key(), x509.random_serial_number())
         made = made.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
         made = made.add_extension(x509.BasicConstraints(ca=subject == issuer, path_length=None), critical=True)
         here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
