@@ -142,6 +142,10 @@ def test_the_servers_in_the_guide_are_the_sites(guides: dict[str, str]) -> None:
         pytest.param("troubleshooting", {"jupyterhub_start_timeout_seconds": 900}, "15 minutes it is", id="start"),
         pytest.param("users", {"jupyterhub_home_capacity": "1000Gi"}, "`/home/jovyan`: 1000Gi", id="home"),
         pytest.param("users", {"jupyterhub_image": "a.example/b:c"}, "the image `a.example/b:c`", id="image"),
+        pytest.param("users", {}, "fetch the image ahead of you, so a start takes seconds;", id="fetched"),
+        pytest.param(
+            "users", {"jupyterhub_image_prepull_enabled": False}, "first start on a machine fetches", id="not-fetched"
+        ),
         pytest.param("users", {"site_user_group": "icar"}, "the group\n`icar`", id="group"),
         pytest.param("administrators", {"site_admin_group": "ops"}, "somebody in `ops`", id="administrators"),
         pytest.param("users", {}, "and no private networks.", id="no-networks"),
