@@ -140,7 +140,7 @@ def verification_page(claims: dict[str, Any], results: dict[str, Any]) -> str:
     """Return the page of everything we claim and how it is proven.
 
     claims: id -> {claim, and one of: proven_by ("landing", "molecule" or a shard), unproven (the reason)}.
-    results: shard -> {date, proven: [ids]}.
+    results: shard -> {date, proven: [ids]}, and {measured: {id: {what: how much}}} where tests have measured something.
     """
     lines = [
         NOTE.format(source="docs/verification.yml and docs/verification_results.yml"),
@@ -162,7 +162,9 @@ def verification_page(claims: dict[str, Any], results: dict[str, Any]) -> str:
         elif shard == SCENARIOS:
             by = "`make molecule`, run by hand"
         elif name in results.get(shard, {}).get("proven", []):
-            by = f"proof shard `{shard}`, {results[shard]['date']}"
+            measured = results[shard].get("measured", {}).get(name, {})
+            facts = [str(results[shard]["date"]), *(f"{what}: {much}" for what, much in measured.items())]
+            by = f"proof shard `{shard}`, {'; '.join(facts)}"
         else:
             by = f"**unproven**: proof shard `{shard}` has not passed yet"
         lines.append(f"| {' '.join(str(claim['claim']).split())} | {' '.join(by.split())} | `{name}` |")
@@ -228,10 +230,10 @@ class _Indented(yaml.SafeDumper):
         super().increase_indent(flow, indentless=False)
 
 
-def record(shard: str, outcomes: list[dict[str, str]], results: dict[str, Any]) -> dict[str, Any]:
+def record(shard: str, outcomes: list[dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
     """Return `results` with what a run of `shard` has proven; an id counts when all its tests passed.
 
-    outcomes: one {id, outcome, date, shard} a test and id, as pytest's --results writes them.
+    outcomes: one {id, outcome, date, shard} a test and id, perhaps with {measured}, as pytest's --results writes them.
     Raises ValueError when the run proved nothing: then there is nothing to be proud of.
     """
     own = [outcome for outcome in outcomes if outcome["shard"] == shard]
@@ -239,7 +241,11 @@ def record(shard: str, outcomes: list[dict[str, str]], results: dict[str, Any]) 
     proven = sorted({outcome["id"] for outcome in own} - failed)
     if not proven:
         raise ValueError(f"the run of shard {shard!r} proved no id; see its output, then run: make proof SHARD={shard}")
-    return {**results, shard: {"date": max(outcome["date"] for outcome in own), "proven": proven}}
+    done: dict[str, Any] = {"date": max(outcome["date"] for outcome in own), "proven": proven}
+    for outcome in own:
+        if outcome["id"] in proven and "measured" in outcome:
+            done.setdefault("measured", {}).setdefault(outcome["id"], {}).update(outcome["measured"])
+    return {**results, shard: done}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--shard", metavar="NAME", help="run only the long tests of this proof shard (default: none of any)"
     )
     parser.addoption(
-        "--results", metavar="FILE", type=Path, help="append {id, outcome, date, shard} for every proven id"
+        "--results", metavar="FILE", type=Path, help="append {id, outcome, date, shard, measured} for every proven id"
     )
 
 
@@ -45,7 +45,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Append one line an id to --results once a test is over; a skipped test proves nothing."""
+    """Append one line an id to --results once a test is over; a skipped test proves nothing.
+
+    What a test has measured (`record_property`) stands in the lines of its ids.
+    """
     report = yield
     file = item.config.getoption("--results")
     over = report.when == "call" or (report.when == "setup" and not report.passed)
@@ -55,5 +58,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         with file.open("a", encoding="utf-8") as stream:
             for name in sorted(ids):
                 line = {"id": name, "outcome": report.outcome, "date": today, "shard": _shard(item) or "landing"}
-                stream.write(json.dumps(line) + "\n")
+                measured = {"measured": dict(report.user_properties)} if report.user_properties else {}
+                stream.write(json.dumps(line | measured) + "\n")
     return report

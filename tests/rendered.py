@@ -31,7 +31,6 @@ CHOICES: list[dict[str, Any]] = [
     {
         "gpu_operator_mig_layouts": {"sliced": [{"devices": "all", "slices": {"1g.10gb": 7}}]},
         "gpu_operator_shared": {"nvidia.com/mig-1g.10gb": 4},
-        "jupyterhub_image_prepull_enabled": True,
         "jupyterhub_user_networks": ["192.0.2.0/24"],
         "keycloak_optimized": True,
     },

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ CLAIMS = {
     "cannot": {"claim": "D.", "unproven": "There is no such machine."},
 }
 RESULTS = {"crash": {"date": "2026-01-31", "proven": ["long"]}}
+MEASURED = {"crash": RESULTS["crash"] | {"measured": {"long": {"time": "7 s"}}}}
 
 EXAMPLE = """
 import pytest
@@ -30,7 +32,7 @@ def test_quick(): pass
 
 @pytest.mark.shard("crash")
 @pytest.mark.proves("good")
-def test_good(): pass
+def test_good(record_property): record_property("time", "7 s")
 
 @pytest.mark.shard("crash")
 @pytest.mark.parametrize("passes", [True, False])
@@ -64,6 +66,11 @@ def test_the_page_says_how_a_claim_is_proven(name: str, words: str) -> None:
     assert f"| {CLAIMS[name]['claim']} | {words} | `{name}` |" in page.splitlines()
 
 
+def test_the_page_says_what_a_shard_has_measured() -> None:
+    page = render_docs.verification_page(CLAIMS, MEASURED)
+    assert "| B. | proof shard `crash`, 2026-01-31; time: 7 s | `long` |" in page.splitlines()
+
+
 def test_a_claim_added_to_a_shard_is_unproven_until_the_shard_runs_again() -> None:
     claims = {**CLAIMS, "added": {"claim": "E.", "proven_by": "crash"}}
     assert "| E. | **unproven**: proof shard `crash` has not passed yet | `added` |" in render_docs.verification_page(
@@ -71,7 +78,7 @@ def test_a_claim_added_to_a_shard_is_unproven_until_the_shard_runs_again() -> No
     )
 
 
-def _run(tmp_path: Path, *options: str) -> list[dict[str, str]]:
+def _run(tmp_path: Path, *options: str) -> list[dict[str, Any]]:
     """Run EXAMPLE with this repository's marks and return the lines of --results."""
     (tmp_path / "test_example.py").write_text(EXAMPLE, encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
@@ -97,6 +104,7 @@ def test_a_shard_proves_only_ids_whose_every_test_passed(tmp_path: Path) -> None
     ]
     recorded = render_docs.record("crash", outcomes, {"power": RESULTS["crash"]})
     assert recorded["crash"]["proven"] == ["good"]
+    assert recorded["crash"]["measured"] == {"good": {"time": "7 s"}}
     assert recorded["power"] == RESULTS["crash"]
 
 

@@ -110,10 +110,8 @@ def laid_down(values: Mapping[str, Any], directory: Path) -> None:
 
 
 def prepared(directory: Path) -> None:
-    """Lay down a hub with the role's profiles, one of them for a group of its own, choices for another, and slices."""
+    """Lay down a hub with the role's profiles, one of them for a group of its own, and slices."""
     cpu, gpu_1, gpu_2, gpu_4 = decide("jupyterhub_profiles")
-    cpu["cpu_choices"] = [{"guarantee": 1, "limit": 2}]
-    cpu["memory_choices"] = [{"guarantee": "2G", "limit": "8G"}]
     gpu_2["groups"] = ["large"]
     slices = gpu_1 | {"slug": "slice", "display_name": "A slice", "resource": "nvidia.com/mig-1g.10gb"}
     profiles = [cpu, gpu_1, gpu_2, gpu_4, slices]
@@ -121,6 +119,7 @@ def prepared(directory: Path) -> None:
 
 
 @pytest.mark.proves(
+    "hub-login-tls",
     "hub-homes",
     "hub-leaving",
     "hub-reports",
@@ -189,6 +188,7 @@ def test_the_hub_and_its_proxy_run_on_the_servers_of_the_cluster(component: str)
     assert (toleration["key"], toleration["operator"]) == ("node-role.kubernetes.io/control-plane", "Exists")
 
 
+@pytest.mark.proves("jupyterhub-network")
 @pytest.mark.parametrize("component", ["hub", "proxy.chp", "singleuser"])
 def test_nobody_is_let_to_private_addresses_at_large(component: str) -> None:
     part = decide("__jupyterhub_values")
@@ -198,10 +198,8 @@ def test_nobody_is_let_to_private_addresses_at_large(component: str) -> None:
     assert (rules["privateIPs"], rules["cloudMetadataServer"]) == (False, False)
 
 
-def test_the_hub_is_let_to_the_api_servers_and_to_the_ingress_controller() -> None:
-    api, ingress = decide("__jupyterhub_values")["hub"]["networkPolicy"]["egress"]
-    assert [peer["ipBlock"]["cidr"] for peer in api["to"]] == ["192.0.2.21/32", "192.0.2.22/32"]
-    assert api["ports"] == [{"protocol": "TCP", "port": 6443}]
+def ingress_controllers(ingress: Any) -> None:
+    """Require that a rule opens the way to the ingress controller's pods, whichever release brought them."""
     assert [peer["podSelector"]["matchLabels"] for peer in ingress["to"]] == [
         {"app.kubernetes.io/name": "rke2-ingress-nginx"},
         {"app.kubernetes.io/name": "ingress-nginx"},
@@ -213,6 +211,21 @@ def test_the_hub_is_let_to_the_api_servers_and_to_the_ingress_controller() -> No
     assert ingress["ports"] == [{"protocol": "TCP", "port": 443}]
 
 
+@pytest.mark.proves("jupyterhub-network")
+def test_the_hub_is_let_to_the_api_servers_and_to_the_ingress_controller() -> None:
+    api, ingress = decide("__jupyterhub_values")["hub"]["networkPolicy"]["egress"]
+    assert [peer["ipBlock"]["cidr"] for peer in api["to"]] == ["192.0.2.21/32", "192.0.2.22/32"]
+    assert api["ports"] == [{"protocol": "TCP", "port": 6443}]
+    ingress_controllers(ingress)
+
+
+@pytest.mark.proves("jupyterhub-network")
+def test_users_are_let_to_the_ingress_controller_and_to_no_api_server() -> None:
+    [ingress] = decide("__jupyterhub_values")["singleuser"]["networkPolicy"]["egress"]
+    ingress_controllers(ingress)
+
+
+@pytest.mark.proves("jupyterhub-network")
 def test_users_reach_the_private_networks_that_the_site_names() -> None:
     values = decide("__jupyterhub_values", jupyterhub_user_networks=["192.0.2.96/28"])
     assert {"to": [{"ipBlock": {"cidr": "192.0.2.96/28"}}]} in values["singleuser"]["networkPolicy"]["egress"]

@@ -88,6 +88,10 @@ def test_the_hub_has_a_gibibyte_at_least(values: Any) -> None:
     assert size(values["hub"]["resources"]["limits"]["memory"]) >= size("1Gi")
 
 
+def test_every_worker_has_the_image_before_a_user_waits_for_it(values: Any) -> None:
+    assert values["prePuller"]["continuous"]["enabled"] is True
+
+
 def test_an_installation_never_waits_for_images_on_the_workers(values: Any) -> None:
     assert values["prePuller"]["hook"]["enabled"] is False
 
@@ -106,6 +110,7 @@ def test_the_charts_own_settings_of_tornado_are_never_replaced(values: Any) -> N
     assert "tornado_settings" not in values["hub"]["config"]["JupyterHub"]
 
 
+@pytest.mark.proves("jupyterhub-network")
 def test_nobody_talks_in_the_hubs_namespace_but_those_whom_a_policy_names() -> None:
     deny, solver = decide("__jupyterhub_policies")
     assert deny["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
@@ -118,12 +123,14 @@ def test_nobody_comes_into_keycloaks_namespace_but_to_the_login_and_keycloak_to_
     }
     # An empty list of rules would be dropped by the API, and put back by every run.
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
-    labels = roles.decide("__keycloak_database_objects", "keycloak")[1]["spec"]["template"]["metadata"]["labels"]
+    objects = {one["kind"]: one for one in roles.decide("__keycloak_database_objects", "keycloak")}
+    labels = objects["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
     database = policies["keycloak-database"]
     assert database["podSelector"]["matchLabels"] == labels
     [rule] = database["ingress"]
+    dumps = objects["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"]
     assert (rule["from"], rule["ports"]) == (
-        [{"podSelector": policies["keycloak"]["podSelector"]}],
+        [{"podSelector": policies["keycloak"]["podSelector"]}, {"podSelector": {"matchLabels": dumps}}],
         [{"port": 5432, "protocol": "TCP"}],
     )
     assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policies["keycloak"]["ingress"]

@@ -1,11 +1,12 @@
 """Runs inside a hub's own environment: the role's values and code, through the real classes.
 
-The profiles are the role's defaults: the third (gpu-2) kept for the group `large`, choices for the first, and slices.
+The profiles are the role's defaults: the third (gpu-2) kept for the group `large`, and slices.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -283,7 +284,16 @@ def test_whatever_else_is_asked_for_changes_nothing(config: Config, options: dic
 
 @pytest.mark.parametrize(
     "options",
-    [{"cpu": "32"}, {"cpu": ["6"]}, {"cpu": 6}, {"cpu--unlisted-choice": "64"}, {"memory": ""}, {"memory": None}],
+    [
+        {"cpu": "32"},
+        {"cpu": "99"},
+        {"memory": "64G"},
+        {"cpu": ["6"]},
+        {"cpu": 6},
+        {"cpu--unlisted-choice": "64"},
+        {"memory": ""},
+        {"memory": None},
+    ],
 )
 @pytest.mark.parametrize("profile", [{}, {"profile": "cpu"}])
 def test_a_choice_that_is_not_listed_makes_no_pod(
@@ -295,10 +305,13 @@ def test_a_choice_that_is_not_listed_makes_no_pod(
 
 
 def test_choices_are_what_the_profile_lists(config: Config) -> None:
-    hook(config, "hub-users", profile="cpu", cpu="2", memory="8G")
-    resources = start(config, "hub-users", profile="cpu", cpu="2", memory="8G").spec.containers[0].resources
-    assert (resources.requests["cpu"], resources.limits["cpu"]) == (1.0, 2.0)
-    assert (resources.requests["memory"], resources.limits["memory"]) == (2 * 2**30, 8 * 2**30)
+    for cores, memory in itertools.product(("2", "4", "6", "8", "16"), ("4G", "8G", "16G", "32G")):
+        hook(config, "hub-users", profile="cpu", cpu=cores, memory=memory)
+        resources = start(config, "hub-users", profile="cpu", cpu=cores, memory=memory).spec.containers[0].resources
+        assert (resources.limits["cpu"], resources.limits["memory"]) == (float(cores), int(memory[:-1]) * 2**30)
+        # A quarter of the memory is there at any time, and some of the cores.
+        assert resources.requests["memory"] * 4 == resources.limits["memory"]
+        assert 0 < resources.requests["cpu"] < resources.limits["cpu"]
     resources = start(config, "hub-users").spec.containers[0].resources
     assert (resources.limits["cpu"], resources.limits["memory"]) == (6.0, 4 * 2**30)
 

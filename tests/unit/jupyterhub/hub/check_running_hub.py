@@ -6,21 +6,28 @@ Real are JupyterHub with its handlers and database, OAuthenticator, and KubeSpaw
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import logging
 import os
 import re
+import ssl
 import sys
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from jupyterhub.app import JupyterHub
 from jupyterhub.proxy import Proxy
 from kubernetes_asyncio.client.rest import ApiException
@@ -32,6 +39,34 @@ from traitlets.config.loader import PyFileConfigLoader
 
 MARK = "metalhub/identity"
 LONG_AGO = -1e6
+
+
+def authority(directory: Path, name: str) -> Path:
+    """Make a certificate authority and what it has signed for this machine; return the authority's own file.
+
+    name.pem: the authority. name-server.pem: key and certificate of a server at 127.0.0.1.
+    """
+    now = datetime.now(UTC)
+
+    def sign(
+        subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, by: ec.EllipticCurvePrivateKey
+    ) -> x509.Certificate:
+        ours, theirs = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, one)]) for one in (subject, issuer))
+        made = x509.CertificateBuilder(theirs, ours, key.public_key(), x509.random_serial_number())
+        made = made.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+        made = made.add_extension(x509.BasicConstraints(ca=subject == issuer, path_length=None), critical=True)
+        here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        return made.add_extension(here, critical=False).sign(by, hashes.SHA256())
+
+    own, servers = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    file = directory / f"{name}.pem"
+    file.write_bytes(sign(name, own, name, own).public_bytes(serialization.Encoding.PEM))
+    key = servers.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    certificate = sign("127.0.0.1", servers, name, own).public_bytes(serialization.Encoding.PEM)
+    (directory / f"{name}-server.pem").write_bytes(key + certificate)
+    return file
 
 
 class Keycloak:
@@ -184,15 +219,21 @@ class Hub:
         config = PyFileConfigLoader(path.name, str(path.parent)).load_config()
         (keycloak_socket, keycloak_port), (free, port) = bind_unused_port(), bind_unused_port()
         free.close()
-        server = HTTPServer(self.keycloak.application())
+        self.authority = authority(self.directory, "site")
+        identity = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        identity.load_cert_chain(self.directory / "site-server.pem")
+        server = HTTPServer(self.keycloak.application(), ssl_options=identity)
         server.add_socket(keycloak_socket)
-        issuer = f"http://127.0.0.1:{keycloak_port}/realms/hub/protocol/openid-connect"
+        issuer = f"https://127.0.0.1:{keycloak_port}/realms/hub/protocol/openid-connect"
         self.url = f"http://127.0.0.1:{port}/jupyterhub/hub"
         oauth = config.GenericOAuthenticator
         for setting, page in {"authorize": "auth", "token": "token", "userdata": "userinfo"}.items():
             oauth[f"{setting}_url"] = f"{issuer}/{page}"
         oauth.oauth_callback_url = f"{self.url}/oauth_callback"
-        oauth.http_request_kwargs = {}
+        # Nothing but the place of the file is another.
+        assert oauth.validate_server_cert is True
+        assert oauth.http_request_kwargs.keys() == {"ca_certs"}
+        oauth.http_request_kwargs = {"ca_certs": str(self.authority)}
         hub = config.JupyterHub
         hub.hub_bind_url = f"http://127.0.0.1:{port}"
         hub.db_url = f"sqlite:///{self.directory}/hub.sqlite"
@@ -220,9 +261,15 @@ class Hub:
     def login(self, name: str) -> requests.Session:
         """Return the browser of somebody who has logged in."""
         browser = requests.Session()
-        self.keycloak.next = name
-        browser.get(f"{self.url}/oauth_login", timeout=10)
+        self.enter(browser, name)
         return browser
+
+    def enter(self, browser: requests.Session, name: str) -> requests.Response:
+        """Send a browser through the login and return where it ended."""
+        # Authorities that the environment names would win, and so would a proxy.
+        browser.trust_env, browser.verify = False, str(self.authority)
+        self.keycloak.next = name
+        return browser.get(f"{self.url}/oauth_login", timeout=10)
 
     def user(self, name: str) -> Any:
         """Return a user as the hub has them in memory."""
@@ -267,6 +314,31 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     yield made
     made.loop.call_soon_threadsafe(made.loop.stop)
     thread.join(10)
+
+
+def test_only_keycloak_with_a_certificate_of_the_sites_authority_lets_anybody_in(hub: Hub) -> None:
+    hub.keycloak.person("uma", "uma-1", "hub-users")
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(self.format(record))
+
+    ear, browser = Ear(), requests.Session()
+    stranger = {"ca_certs": str(authority(hub.directory, "stranger"))}
+    trusted = hub.app.authenticator.http_request_kwargs
+    hub.app.log.addHandler(ear)
+    try:
+        hub.run(lambda: setattr(hub.app.authenticator, "http_request_kwargs", stranger))
+        answer = hub.enter(browser, "uma")
+    finally:
+        hub.run(lambda: setattr(hub.app.authenticator, "http_request_kwargs", trusted))
+        hub.app.log.removeHandler(ear)
+    assert (answer.status_code, urllib.parse.urlsplit(answer.url).path) == (500, "/jupyterhub/hub/oauth_callback")
+    assert re.search(r"SSL certificate .*(verify|problem).*local issuer", "\n".join(said)), said
+    assert hub.ask(browser, "GET", "user").status_code == 403
+    assert hub.enter(browser, "uma").status_code == 200
+    assert hub.ask(browser, "GET", "user").json()["name"] == "uma"
 
 
 def test_a_new_home_carries_its_owners_identity_from_the_first_login_on(hub: Hub) -> None:
@@ -442,6 +514,39 @@ def test_an_administrator_in_a_server_is_seen_by_its_owner(hub: Hub) -> None:
     page = owner.get(f"{hub.url}/home", timeout=10).text
     assert re.search(r"<li>20\S+ lena</li>", page)
     assert "lena" not in stranger.get(f"{hub.url}/home", timeout=10).text
+
+
+def test_torn_lines_take_neither_a_page_nor_a_visit_away(hub: Hub) -> None:
+    hub.keycloak.person("quin", "quin-1", "hub-admins")
+    hub.keycloak.person("rosa", "rosa-1", "hub-users")
+    owner, administrator = hub.login("rosa"), hub.login("quin")
+    assert hub.start_server(owner, "rosa") == ""
+    file = hub.directory / "server_visits.jsonl"
+    with file.open("ab") as stream:
+        stream.write(b'\xff\n[]\n7\n{}\n{"owner": 1}\n{"when": "20')
+    assert owner.get(f"{hub.url}/home", timeout=10).ok
+    assert "code=" in enter(hub, administrator, "rosa").headers["Location"]
+    assert re.search(r"<li>20\S+ quin</li>", owner.get(f"{hub.url}/home", timeout=10).text)
+    # What a page reads has an end.
+    with file.open("ab") as stream:
+        stream.write(b"{}\n" * 30000)
+    page = owner.get(f"{hub.url}/home", timeout=10)
+    assert page.ok and "quin" not in page.text
+
+
+def test_who_cannot_be_written_down_does_not_enter(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.keycloak.person("sara", "sara-1", "hub-admins")
+    hub.keycloak.person("toni", "toni-1", "hub-users")
+    owner, administrator = hub.login("toni"), hub.login("sara")
+    assert hub.start_server(owner, "toni") == ""
+    # Every write to it ends as on a full disk, and reading it never ends.
+    monkeypatch.setattr(sys.modules["metalhub_access"], "FILE", Path("/dev/full"))
+    answer = enter(hub, administrator, "toni")
+    assert answer.status_code == 503
+    assert "make room on its volume" in answer.text
+    # The owner's own way writes nothing, and pages are shown.
+    assert "code=" in enter(hub, owner, "toni").headers["Location"]
+    assert owner.get(f"{hub.url}/home", timeout=10).ok
 
 
 def notice(hub: Hub, browser: requests.Session, page: str, mark: Any) -> str:
