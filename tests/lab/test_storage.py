@@ -125,3 +125,11 @@ def test_users_who_could_fill_the_file_server_are_refused_before_anything_change
     assert recap.status == 2
     assert "20 users with 100Gi each may fill 2.0 TiB" in " ".join(recap.output.split())
     assert recap.changed == {}
+
+
+@pytest.mark.proves("storage-capacity")
+def test_half_of_what_has_to_be_compared_is_refused_before_anything_changes(lab: Lab) -> None:
+    recap = lab.play("-e", json.dumps({"storage_users": 20}), playbooks=STAGE)
+    assert recap.status == 2
+    assert "storage_users is given without storage_nfs_capacity" in " ".join(recap.output.split())
+    assert recap.changed == {}
