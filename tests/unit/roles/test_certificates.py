@@ -49,6 +49,19 @@ def test_the_organisation_s_authority_signs_and_is_trusted_beside_the_public_one
     assert decided.get("__certificates_bundle") == "public\nthe organisation's\nanother\n"
 
 
+@pytest.mark.proves("certificates-organisation")
+def test_the_organisation_s_authority_is_written_once_for_machines_and_clients(tmp_path: Path) -> None:
+    public = tmp_path / "public.pem"
+    public.write_text("public\n")
+    named = {"organisation": "the organisation's\n", "other": "another\n"}
+    given = {"site_ca_certificates": named, "certificates_issuer_kind": "organisation"}
+    decided = role(**given, certificates_public_roots=str(public))
+    assert decided.get("certificates_ca_certificate") == "the organisation's\n"
+    assert decided.get("__certificates_bundle") == "public\nthe organisation's\nanother\n"
+    node = Decided(tree.ROOT / "roles/node", yaml.safe_load(yaml.safe_dump({"site_ca_certificates": named})))
+    assert node.get("node_ca_certificates") == named
+
+
 @pytest.mark.proves("certificates-verify")
 @pytest.mark.parametrize(
     ("conditions", "ready"),
