@@ -218,7 +218,7 @@ def mode(seen: list[Any] | None, **inputs: Any) -> str:
 
 @pytest.mark.proves("keycloak-opt-in")
 def test_the_directory_s_password_is_sent_when_it_has_changed_and_only_then() -> None:
-    inputs = {"keycloak_ldap": LDAP}
+    inputs: dict[str, Any] = {"keycloak_ldap": LDAP}
     assert mode(had(**inputs), **inputs) == "only_indirect"
     assert mode(had(**inputs), **inputs, keycloak_ldap_password="new-canary") == "always"
     assert mode(None, **inputs) == mode(had(), **inputs) == "always"
