@@ -24,6 +24,7 @@ import bundle
 import images
 from tests import rendered
 from tests.contract import tree
+from tests.lab.running import Lab
 
 LISTED: dict[str, Any] = tree.load(rendered.CHART_VALUES)
 HUB_CONFIG = images.PLATFORM / "jupyterhub/chart/files/jupyterhub_config.py"
@@ -199,3 +200,38 @@ def test_the_lab_lacks_only_the_charts_that_are_said_to_be_missing() -> None:
 )
 def test_a_value_that_does_nothing_is_found(name: str, values: dict[str, Any], path: str, tmp_path: Path) -> None:
     assert dead(rendered.Chart(name, "", "", values), tmp_path) == {path}
+
+
+# What our roles install; in kube-system, which is RKE2's, this one alone.
+NAMESPACES = {
+    "cert-manager",
+    "gpu-operator",
+    "ingress-nginx",
+    "jupyterhub",
+    "keycloak",
+    "local-path-storage",
+    "metallb-system",
+}
+IN_RKE2S = "csi-nfs-controller"
+
+
+@pytest.mark.proves("platform-placement")
+def test_what_serves_all_runs_on_the_servers_of_the_cluster(lab: Lab) -> None:
+    pods = json.loads(lab.kubectl("get", "pods", "-A", "-o", "json"))["items"]
+    found = {}
+    for pod in pods:
+        about = pod["metadata"]
+        ours = about["namespace"] in NAMESPACES or about.get("labels", {}).get("app") == IN_RKE2S
+        # A user's server, a Job's pod and a verification's have no such owner.
+        lasting = {owner["kind"] for owner in about.get("ownerReferences", ())} & {"ReplicaSet", "StatefulSet"}
+        if ours and lasting:
+            found[f"{about['namespace']}/{about['name']}"] = pod["spec"].get("nodeName")
+    assert {name.partition("/")[0] for name in found} >= {
+        "cert-manager",
+        "jupyterhub",
+        "keycloak",
+        "kube-system",
+        "local-path-storage",
+        "metallb-system",
+    }
+    assert {name: node for name, node in found.items() if node not in lab.servers} == {}

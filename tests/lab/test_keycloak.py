@@ -184,6 +184,16 @@ def test_nobody_administers_keycloak_but_a_service_account_that_stays(lab: Lab, 
     assert "secret/keycloak-bootstrap" not in names
 
 
+@pytest.mark.proves("keycloak-realm")
+def test_guessed_passwords_are_stopped_and_sessions_end(keycloak: Keycloak) -> None:
+    defaults = yaml.safe_load((ROOT / "roles/keycloak/defaults/main.yml").read_text())
+    realm = keycloak.api("GET", keycloak.realm).json
+    assert (realm["bruteForceProtected"], realm["failureFactor"]) == (True, 10)
+    assert realm["ssoSessionIdleTimeout"] == defaults["keycloak_session_idle_seconds"]
+    assert realm["ssoSessionMaxLifespan"] == defaults["keycloak_session_max_seconds"]
+    assert (realm["registrationAllowed"], realm["editUsernameAllowed"]) == (False, False)
+
+
 @pytest.mark.proves("keycloak-restores")
 def test_a_client_changed_by_hand_is_found_and_put_right(lab: Lab, keycloak: Keycloak) -> None:
     (client,) = keycloak.api("GET", f"{keycloak.realm}/clients?clientId=jupyterhub").json
@@ -224,20 +234,32 @@ OPTED = {
 FEDERATIONS = "components?type=org.keycloak.storage.UserStorageProvider"
 
 
+BY_HAND = {
+    "alias": "by-hand",
+    "providerId": "oidc",
+    "config": {
+        "clientId": "hub",
+        "clientSecret": "by-hand-canary",
+        "authorizationUrl": "https://hand.lab.test/auth",
+        "tokenUrl": "https://hand.lab.test/token",
+    },
+}
+
+
 @pytest.fixture
 def opted(lab: Lab, keycloak: Keycloak) -> Iterator[None]:
-    """The realm has no directory, provider and mail server afterwards."""
-    yield
-    for one in keycloak.api("GET", f"{keycloak.realm}/{FEDERATIONS}").json:
-        keycloak.api("DELETE", f"{keycloak.realm}/components/{one['id']}")
-    keycloak.api("DELETE", f"{keycloak.realm}/identity-provider/instances/institute")
-    keycloak.api("PUT", keycloak.realm, {"smtpServer": {}})
-    recap = lab.play(playbooks=STAGE)
-    assert recap.status == 0, recap.output[-3000:]
+    """A provider that somebody made by hand; a normal run and its own removal leave the realm without any."""
+    assert keycloak.api("POST", f"{keycloak.realm}/identity-provider/instances", BY_HAND).status == 201
+    try:
+        yield
+    finally:
+        recap = lab.play(playbooks=STAGE)
+        keycloak.api("DELETE", f"{keycloak.realm}/identity-provider/instances/by-hand")
+        assert recap.status == 0, recap.output[-3000:]
 
 
 @pytest.mark.shard("platform")
-@pytest.mark.proves("keycloak-opt-in")
+@pytest.mark.proves("keycloak-opt-in", "keycloak-opt-out")
 def test_directory_provider_mail_and_second_factor_are_there_when_asked_for_and_a_second_run_changes_nothing(
     lab: Lab, keycloak: Keycloak, opted: None
 ) -> None:
@@ -261,6 +283,20 @@ def test_directory_provider_mail_and_second_factor_are_there_when_asked_for_and_
     other = OPTED | {"keycloak_identity_provider_secret": "another-canary"}
     recap = lab.play("-e", json.dumps(other), playbooks=STAGE)
     assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
+    # So does the directory's, of which Keycloak tells nothing; the hub's client bears its mark.
+    other |= {"keycloak_ldap_password": "another-canary"}
+    recap = lab.play("-e", json.dumps(other), playbooks=STAGE)
+    assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
+    # The site names none of them any more: mail, directory and provider go, the client's mark and the second factor.
+    recap = lab.play(playbooks=STAGE)
+    assert (recap.status, recap.changed) == (0, {"localhost": 5}), recap.output[-3000:]
+    assert keycloak.api("GET", f"{keycloak.realm}/{FEDERATIONS}").json == []
+    assert not keycloak.api("GET", keycloak.realm).json.get("smtpServer")
+    (provider,) = keycloak.api("GET", f"{keycloak.realm}/identity-provider/instances").json
+    assert provider["alias"] == "by-hand"
+    assert "broker/institute/login" not in html.unescape(keycloak.begin().body)
+    recap = lab.play(playbooks=STAGE)
+    assert (recap.status, recap.changed) == (0, {}), recap.output[-3000:]
 
 
 @pytest.mark.proves("keycloak-half-described")

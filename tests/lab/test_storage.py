@@ -78,6 +78,7 @@ def home(lab: Lab) -> Iterator[None]:
         lab.kubectl("delete", "pv", volume, "--ignore-not-found", "--wait")
 
 
+@pytest.mark.proves("storage-homes")
 def test_a_home_is_the_same_on_another_node_and_after_its_claim_was_deleted(lab: Lab, home: None) -> None:
     run_pod(lab, "uworker01", "echo nonce >/home/jovyan/kept")
     assert run_pod(lab, "uworker02", "cat /home/jovyan/kept").strip() == "nonce"
@@ -88,6 +89,7 @@ def test_a_home_is_the_same_on_another_node_and_after_its_claim_was_deleted(lab:
     assert run_pod(lab, "uworker03", "cat /home/jovyan/kept; rm /home/jovyan/kept").strip() == "nonce"
 
 
+@pytest.mark.proves("storage-homes")
 def test_a_verification_leaves_nothing_behind(lab: Lab) -> None:
     recap = lab.play("--tags", "verify", playbooks=STAGE)
     assert recap.status == 0, recap.output[-3000:]
@@ -96,6 +98,7 @@ def test_a_verification_leaves_nothing_behind(lab: Lab) -> None:
     assert left["items"] == []
 
 
+@pytest.mark.proves("storage-homes")
 def test_a_share_that_the_server_does_not_export_is_told_with_the_servers_words(lab: Lab) -> None:
     gone = "mv /srv/nfs/nfs.lab.test /srv/nfs/gone"
     lab.sh("uworker01", gone)
@@ -107,6 +110,7 @@ def test_a_share_that_the_server_does_not_export_is_told_with_the_servers_words(
     assert "access denied by server" in recap.output
 
 
+@pytest.mark.proves("storage-homes")
 def test_another_server_under_an_old_name_is_refused_before_anything_changes(lab: Lab) -> None:
     recap = lab.play("-e", "storage_nfs_server=other.lab.test", playbooks=STAGE)
     assert recap.status == 2
@@ -120,4 +124,12 @@ def test_users_who_could_fill_the_file_server_are_refused_before_anything_change
     recap = lab.play("-e", json.dumps(given), playbooks=STAGE)
     assert recap.status == 2
     assert "20 users with 100Gi each may fill 2.0 TiB" in " ".join(recap.output.split())
+    assert recap.changed == {}
+
+
+@pytest.mark.proves("storage-capacity")
+def test_half_of_what_has_to_be_compared_is_refused_before_anything_changes(lab: Lab) -> None:
+    recap = lab.play("-e", json.dumps({"storage_users": 20}), playbooks=STAGE)
+    assert recap.status == 2
+    assert "storage_users is given without storage_nfs_capacity" in " ".join(recap.output.split())
     assert recap.changed == {}

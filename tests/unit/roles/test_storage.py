@@ -37,8 +37,9 @@ def decide(name: str, **inputs: Any) -> Any:
         pytest.param(
             24, "1000G", "20T", "24 users with 1000G each may fill 21.8 TiB, and nfs.test has 18.2 TiB", id="tens"
         ),
-        pytest.param(10**6, "100Gi", "", "", id="capacity-not-said"),
-        pytest.param(0, "100Gi", "1Gi", "", id="users-not-said"),
+        pytest.param(0, "100Gi", "", "", id="neither-said"),
+        pytest.param(10**6, "100Gi", "", "storage_users is given without storage_nfs_capacity", id="capacity-not-said"),
+        pytest.param(0, "100Gi", "1Gi", "storage_nfs_capacity is given without storage_users", id="users-not-said"),
         pytest.param(1, "100Gi", "10 TB", "storage_nfs_capacity is 10 TB, which is no size", id="capacity-no-size"),
         pytest.param(1, "large", "10Ti", "storage_home_size is large, which is no size", id="home-no-size"),
         pytest.param(1, "1024", "1Ki", "", id="bytes"),
