@@ -248,13 +248,16 @@ BY_HAND = {
 
 @pytest.fixture
 def opted(lab: Lab, keycloak: Keycloak) -> Iterator[None]:
-    """A provider that somebody made by hand; a normal run and its own removal leave the realm without any."""
+    """A provider that somebody made by hand; afterwards the realm has neither provider nor directory."""
     assert keycloak.api("POST", f"{keycloak.realm}/identity-provider/instances", BY_HAND).status == 201
     try:
         yield
     finally:
         recap = lab.play(playbooks=STAGE)
-        keycloak.api("DELETE", f"{keycloak.realm}/identity-provider/instances/by-hand")
+        for alias in ("by-hand", "institute"):
+            keycloak.api("DELETE", f"{keycloak.realm}/identity-provider/instances/{alias}")
+        for one in keycloak.api("GET", f"{keycloak.realm}/{FEDERATIONS}").json:
+            keycloak.api("DELETE", f"{keycloak.realm}/components/{one['id']}")
         assert recap.status == 0, recap.output[-3000:]
 
 
@@ -287,13 +290,14 @@ def test_directory_provider_mail_and_second_factor_are_there_when_asked_for_and_
     other |= {"keycloak_ldap_password": "another-canary"}
     recap = lab.play("-e", json.dumps(other), playbooks=STAGE)
     assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
-    # The site names none of them any more: mail, directory and provider go, the client's mark and the second factor.
+    # The site names none of them any more: mail, second factor and the client's mark go, directory and provider are switched off.
     recap = lab.play(playbooks=STAGE)
     assert (recap.status, recap.changed) == (0, {"localhost": 5}), recap.output[-3000:]
-    assert keycloak.api("GET", f"{keycloak.realm}/{FEDERATIONS}").json == []
+    (federation,) = keycloak.api("GET", f"{keycloak.realm}/{FEDERATIONS}").json
+    assert federation["config"]["enabled"] == ["false"]
     assert not keycloak.api("GET", keycloak.realm).json.get("smtpServer")
-    (provider,) = keycloak.api("GET", f"{keycloak.realm}/identity-provider/instances").json
-    assert provider["alias"] == "by-hand"
+    providers = keycloak.api("GET", f"{keycloak.realm}/identity-provider/instances").json
+    assert {one["alias"]: one["enabled"] for one in providers} == {"by-hand": True, "institute": False}
     assert "broker/institute/login" not in html.unescape(keycloak.begin().body)
     recap = lab.play(playbooks=STAGE)
     assert (recap.status, recap.changed) == (0, {}), recap.output[-3000:]

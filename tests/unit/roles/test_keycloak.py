@@ -150,12 +150,15 @@ def test_keycloak_gets_text_for_mail_and_the_provider_and_never_writes_to_the_di
     assert ldap["rdnLDAPAttribute"] == ldap["usernameLDAPAttribute"] == "uid"
 
 
+INSTITUTE = {"alias": "institute", "providerId": "oidc", "enabled": True}
+
+
 def had(**inputs: Any) -> list[Any]:
     """Return what Keycloak has after a run with these inputs, and a provider that somebody made by hand."""
     mail = {"smtpServer": decide("__keycloak_smtp_server", **inputs)} if "keycloak_smtp" in inputs else {}
-    providers: list[Any] = [{"alias": "by-hand", "config": {"clientId": "x"}}]
+    providers: list[Any] = [{"alias": "by-hand", "enabled": True, "config": {"clientId": "x"}}]
     if "keycloak_identity_provider" in inputs:
-        providers.append({"alias": "institute", "config": decide("__keycloak_provider", **inputs)})
+        providers.append(INSTITUTE | {"config": decide("__keycloak_provider", **inputs)})
     return [mail, providers, [{"attributes": decide("__keycloak_attributes", **inputs)}]]
 
 
@@ -188,7 +191,15 @@ NOTHING = {"smtp": False, "providers": [], "directory": False}
 def test_what_the_site_gave_up_goes_and_what_somebody_made_by_hand_stays(
     before: dict[str, Any], now: dict[str, Any], left: dict[str, Any]
 ) -> None:
-    assert decide("__keycloak_left", had(**before), **now) == left
+    found = decide("__keycloak_left", had(**before), **now)
+    assert found | {"providers": [one["alias"] for one in found["providers"]]} == left
+
+
+@pytest.mark.proves("keycloak-opt-out")
+def test_a_provider_that_was_switched_off_is_not_switched_off_again() -> None:
+    seen = had(keycloak_identity_provider=PROVIDER)
+    seen[1][-1]["enabled"] = False
+    assert decide("__keycloak_left", seen) == NOTHING
 
 
 @pytest.mark.proves("keycloak-opt-out")
