@@ -6,7 +6,6 @@ The profiles are the role's defaults: the third (gpu-2) kept for the group `larg
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import sys
@@ -305,7 +304,7 @@ def test_a_choice_that_is_not_listed_makes_no_pod(
 
 
 def test_choices_are_what_the_profile_lists(config: Config) -> None:
-    for cores, memory in itertools.product(("2", "4", "6", "8", "16"), ("4G", "8G", "16G", "32G")):
+    for cores, memory in (("2", "4G"), ("4", "8G"), ("6", "16G"), ("8", "32G"), ("16", "4G")):
         hook(config, "hub-users", profile="cpu", cpu=cores, memory=memory)
         resources = start(config, "hub-users", profile="cpu", cpu=cores, memory=memory).spec.containers[0].resources
         assert (resources.limits["cpu"], resources.limits["memory"]) == (float(cores), int(memory[:-1]) * 2**30)
