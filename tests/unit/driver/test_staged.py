@@ -301,7 +301,7 @@ def _protected(checkout: Checkout, *verbs: tuple[str, ...]) -> None:
     directory = checkout.root / "inventories/here/group_vars"
     directory.mkdir()
     (directory / "all.yml").write_text("---\nsite_protected: true\n")
-    groups = "\n    rke2: {children: {rke2_server: , rke2_agent: }}\n"
+    groups = "\n    rke2: {children: {rke2_server: , rke2_agent: }}\n    platform: {hosts: {localhost: }}\n"
     (checkout.root / "inventories/here/hosts.yml").write_text(INVENTORY.rstrip() + groups)
     operations = checkout.root / "playbooks/operations"
     operations.mkdir()
