@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from provisioner import project, rotation
+from provisioner import expiry, project, rotation
 from provisioner.commands import options
 from provisioner.console import Console
 from provisioner.errors import command
@@ -45,7 +45,7 @@ def _rotate(
         confirmed=confirmed,
     )
     if any(end.changed for end in outcome.stages):
-        rotation.forget(project.find().site(site).state)
+        expiry.forget(project.find().site(site).state)
     if outcome.report and "gap" in outcome.report:
         console.say(f"The API's address was silent for {outcome.report['gap']} s at most.")
     if outcome.result == "ok" and not any(end.changed for end in outcome.stages):
@@ -84,7 +84,7 @@ def certificates(
     )
     report, now = outcome.report or {}, datetime.now(UTC)
     if outcome.result == "ok" and not limit:
-        rotation.keep(project.find().site(site).state, report, now)
+        expiry.keep(project.find().site(site).state, report, now)
     console.table(
         ("machine", "ends first", "expires", "", "made", ""),
         [

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from provisioner import journal, lock, plan, project, rotation, stages, support
+from provisioner import expiry, journal, lock, plan, project, stages, support
 from provisioner.commands import options
 from provisioner.console import Console, span
 from provisioner.errors import command
 from provisioner.launch import operate
 from provisioner.plan import Request
+from provisioner.schedule import JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +60,7 @@ def known(where: Project, site: Site) -> dict[str, Any]:
         "site": site.name,
         "running": holder and {"verb": holder.verb, "pid": holder.pid, "since": holder.started},
         "last_run": last,
-        "certificates": rotation.kept(site.state),
+        "expiry": expiry.kept(site.state),
         "unfinished": left and {"run_id": left.started.run_id, "stages": left.rest},
         "stages": [
             {"stage": stage.name, "deploy": _standing(stage.name, deploys), "verify": _standing(stage.name, verifies)}
@@ -120,7 +121,7 @@ def status(site: options.Site, fetch: Fetch = False, as_json: options.Json = Fal
     now = datetime.now(UTC)
     rows = [(row["stage"], *_cells(row["deploy"], now), *_cells(row["verify"], now)) for row in facts["stages"]]
     console.table(("stage", "deploy", "", "verify", ""), rows)
-    first, looking = facts["certificates"], command("rotate", "certificates", "--plan-only", "--site", site)
+    first, looking = facts["expiry"], command(*JOBS["expiry"].verb.split(), "--site", site)
     if first:
         ends, seen = (datetime.fromisoformat(first[name]) for name in ("expires", "seen"))
         days = (ends - now).days

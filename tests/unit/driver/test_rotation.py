@@ -99,13 +99,13 @@ def test_status_tells_which_certificate_ends_first_and_how_old_that_is(
         Path(request.extra_vars["provision_report_file"]).write_text(json.dumps(report), encoding="utf-8")
         return ansible(request, *others)  # type: ignore[arg-type]
 
-    assert checkout.document(*status)["certificates"] is None
+    assert checkout.document(*status)["expiry"] is None
     assert "certificates" not in checkout.run(*status).stdout, "nothing was ever run"
     monkeypatch.setattr(runner, "run", run)
     checkout.run(*look, "--limit", "beta")
     assert "rotate certificates --plan-only --site here" in checkout.run(*status).stdout, "only some were looked at"
     checkout.run(*look)
-    known = checkout.document(*status)["certificates"]
+    known = checkout.document(*status)["expiry"]
     assert (known["machine"], known["file"]) == ("alpha", "/tls/a.crt")
     assert datetime.fromisoformat(known["expires"]).timestamp() == soon
     text = checkout.run(*status).stdout
@@ -113,7 +113,7 @@ def test_status_tells_which_certificate_ends_first_and_how_old_that_is(
     monkeypatch.setattr(runner, "run", ansible)
     ansible.changes = {"rotate_certificates"}
     checkout.run("rotate", "certificates", "--site", "here")
-    assert checkout.document(*status)["certificates"] is None, "it tells of certificates that are no more"
+    assert checkout.document(*status)["expiry"] is None, "it tells of certificates that are no more"
 
 
 @pytest.mark.parametrize("word", ["certificates", "token", "agent-token", "keepalived-password", "encryption-keys"])
