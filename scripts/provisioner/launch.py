@@ -108,8 +108,11 @@ def confirm(site: Site, given: str, console: Console) -> None:
         )
 
 
-def promote(where: Project, site: Site, other: str) -> None:
-    """Refuse versions that were not proven on another site, by what is recorded of it on this machine."""
+def promote(where: Project, site: Site, other: str, coming: Mapping[str, str] | None = None) -> None:
+    """Refuse versions that were not proven on another site, by what is recorded of it on this machine.
+
+    coming: the versions that the run brings, before the site's files say so.
+    """
     before = where.site(other)
     if before.name == site.name:
         raise ProvisionError(f"--promote-from {other} is the site itself.", "Name the site that comes before it.")
@@ -121,7 +124,7 @@ def promote(where: Project, site: Site, other: str) -> None:
             whole = not (asked.only or asked.start or asked.until or asked.limit)
             result = run.end.result if run.end else "died"
             seen.append(rollout.Seen(asked.verb, run.started.at, result, whole, run.started.versions))
-    reason = rollout.promotable(where.versions(site), seen)
+    reason = rollout.promotable(where.versions(site) | dict(coming or {}), seen)
     if reason:
         raise ProvisionError(
             f"--promote-from {other}: the versions of {site.name} are not verified there: {reason}.",
@@ -185,14 +188,14 @@ def operate(
     then: str,
     as_json: bool,
     verbosity: int,
-    waves: rollout.Rollout | None = None,
+    confirmed: str = "",
 ) -> Outcome:
     """Run an operation, a playbook of playbooks/operations, as one step; return how it ended and what it reported.
 
     site_name: a site of the checkout, or one that the caller has. why: the reason to show. then: the command to type
     when it fails. The site's lock, the servers' lock where it changes something, journal, progress and Ctrl-C are those
     of a deploy. The report is the caller's to show; `finish` says how it ended.
-    waves: the playbook goes over its hosts in these, one call a wave, and the health of the cluster is watched.
+    confirmed: the name of a protected site.
     """
     where = project.find()
     site = where.site(site_name) if isinstance(site_name, str) else site_name
@@ -209,7 +212,9 @@ def operate(
         expected = log.durations(past)
         limited = f" --limit {request.limit}" if request.limit else ""
         console.plan(f"{request.verb} {site.name}{limited}", steps, expected, {})
-        outcome = Execution(where, site, request, console, waves).run(steps, expected)
+        if request.asks:
+            confirm(site, confirmed, console)
+        outcome = Execution(where, site, request, console).run(steps, expected)
     for failure in outcome.failures[:1]:
         console.error(f"{failure.host} | {failure.task}: {failure.message}", then)
     if outcome.result == "interrupted" and not outcome.failures:
@@ -290,7 +295,7 @@ def launch(
         expected = log.durations(deploys if request.verb == "deploy" else log.runs(site.journal, request.verb))
         limited = f" --limit {request.limit}" if request.limit else ""
         console.plan(f"{request.verb} {site.name}{limited}", steps, expected, _in_words(waves, request))
-        if request.changes:
+        if request.asks:
             confirm(site, confirmed, console)
         staged = rollout.Rollout(waves, request.soak or 0, request.pause_after) if request.staged else None
         outcome = Execution(where, site, request, console, staged).run(steps, expected, resumed)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from provisioner.stages import Stage
 
 LOOKING = ("check", "verify")  # of the stages; an operation says itself whether it changes anything
+# What only adds a snapshot: a timer does it at night, and nobody has to type the name of a protected site.
+ADDING = ("snapshot-save", "snapshot-drill", "snapshot-fetch", "snapshot-push")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Request:
     def changes(self) -> bool:
         """Return whether the run may change the site, so that the servers have to know whose run it is."""
         return self.verb not in LOOKING and not self.looks
+
+    @property
+    def asks(self) -> bool:
+        """Return whether a protected site wants its name before the run."""
+        return self.changes and self.verb not in ADDING
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,14 @@ _SECTION = "[X-Metalhub]"
 class Job:
     """What may be scheduled.
 
-    verb: what does it, with its options. about: for people. minutes: how long it is taken for until runs have told.
+    verb: what does it, with its options. noted: what journals call that. about: for people.
+    minutes: how long it is taken for until runs have told; an upgrade, for each release on its way.
     tries: how often it may fail in a row before it waits. alone: it then starts again by itself, ever later; else when
     told to. resumes: the option that continues a run which the end of the window stopped.
     """
 
     verb: str
+    noted: str
     about: str
     minutes: int
     tries: int = 3
@@ -49,15 +51,15 @@ class Job:
 
 
 JOBS: Mapping[str, Job] = {
-    "snapshot": Job("snapshot save", "a snapshot of etcd", 5),
-    "drill": Job("snapshot verify --drill", "whether a snapshot can be restored", 5),
-    "verify": Job("verify", "whether the site is healthy", 10),
-    "expiry": Job("rotate certificates --plan-only", "when certificates end", 5),
+    "snapshot": Job("snapshot save", "snapshot-save", "a snapshot of etcd", 5),
+    "drill": Job("snapshot verify --drill", "snapshot-drill", "whether a snapshot can be restored", 5),
+    "verify": Job("verify", "verify", "whether the site is healthy", 10),
+    "expiry": Job("rotate certificates --plan-only", "certificate-expiry", "when certificates end", 5),
     # An upgrade that failed is looked at by somebody before anything starts again.
-    "upgrade": Job("upgrade", "an upgrade of the cluster", 120, tries=1, alone=False, resumes="--resume"),
-    "deploy": Job("deploy", "a deploy, which mends drift", 30, tries=1, alone=False, resumes="--resume"),
+    "upgrade": Job("upgrade", "upgrade", "an upgrade of the cluster", 120, tries=1, alone=False, resumes="--resume"),
+    "deploy": Job("deploy", "deploy", "a deploy, which mends drift", 30, tries=1, alone=False, resumes="--resume"),
 }
-CHANGING = ("upgrade", "deploy")  # what asks for the name of a protected site
+CHANGING = ("upgrade", "deploy")  # what asks for the name of a protected site; the others look, or add a snapshot
 
 
 @dataclass(frozen=True)
@@ -267,9 +269,10 @@ WorkingDirectory={directory.replace("%", "%%")}
 ExecStart={" ".join(_quoted(word).replace("$", "$$") for word in words)}
 RestartForceExitStatus={NOT_NOW}
 RestartSec={RETRY_MINUTES}min
-# A stop lets the machine in hand finish; only the driver is asked, its children hear of it from there.
+# A stop lets the machine in hand finish: ten minutes to empty it, ten to start it, and some more. Only the driver is
+# asked, its children hear of it from there.
 KillMode=mixed
-TimeoutStopSec=15min
+TimeoutStopSec=45min
 
 {_SECTION}
 Schedule={json.dumps(asdict(schedule))}

@@ -298,7 +298,10 @@ def drive(words: Sequence[str], where: Project, until: datetime | None) -> tuple
         return status, out.read(), said, asked and status == ExitCode.INTERRUPTED
 
 
-def length(past: Sequence[Report], noted: float, job: plan.Job) -> timedelta:
-    """Return how long a job is taken for: its slowest good run here, what the journal knows, or a first guess."""
-    mine = [report.seconds for report in past if report.result == "ok"]
-    return timedelta(seconds=max(mine, default=noted or job.minutes * 60))
+def length(past: Sequence[Report], noted: float, job: plan.Job, hops: int = 0) -> timedelta:
+    """Return how long a job is taken for: its slowest good run here, what the journal knows, or a first guess.
+
+    hops: over how many releases an upgrade leads; earlier ones were other ways, and the journal knows one hop.
+    """
+    mine = [report.seconds for report in past if report.result == "ok" and not hops]
+    return timedelta(seconds=max(mine, default=(noted or job.minutes * 60) * max(hops, 1)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from provisioner.errors import ProvisionError, command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Release = tuple[int, int, int, int]
 _RELEASE = re.compile(r"v(\d+)\.(\d+)\.(\d+)\+rke2r(\d+)")
@@ -135,10 +135,16 @@ def way(running: Iterable[str], target: str, table: Mapping[str, Any]) -> list[t
     return found
 
 
-def blockers(before: str, after: str, versions: Mapping[str, str], table: Mapping[str, Any]) -> tuple[str, ...]:
+def _holds(how: Callable[[Iterable[bool]], bool], wanted: Mapping[str, str], values: Mapping[str, str]) -> bool:
+    return how(values.get(name) == value for name, value in wanted.items())
+
+
+def blockers(
+    before: str, after: str, versions: Mapping[str, str], values: Mapping[str, str], table: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Return what of the site does not go with a release, each with what to set before.
 
-    versions: component -> the version that the site has.
+    versions: component -> the version that the site has. values: parameter -> its value, of those that may forbid one.
     """
     row, old = table["minors"][_minor(after)], table["minors"].get(_minor(before), {})
     rung: Mapping[str, Any] = next((rung for rung in table["ladder"] if rung["rke2"] == after), {})
@@ -153,6 +159,12 @@ def blockers(before: str, after: str, versions: Mapping[str, str], table: Mappin
             f"{component} {version} does not go with {_minor(after)} ({', '.join(series)}): first set"
             f" {table['components'][component]} to a release of {' or '.join(both or series)} and deploy"
         )
+    for rule in table["forbidden"]:
+        from_on = _numbers(rule["from"]) <= _known(after)[:2]
+        if from_on and _holds(all, rule["where"], values) and not _holds(any, rule["unless"], values):
+            found.append(
+                f"{rule['what']} does not go with {_minor(after)}, {rule['why']}: first {rule['first']} and deploy"
+            )
     return tuple(found)
 
 
@@ -208,11 +220,16 @@ def _check_nodes(nodes: Sequence[Node], target: str, site: str) -> None:
 
 
 def plan(
-    nodes: Sequence[Node], target: str, versions: Mapping[str, str], table: Mapping[str, Any], site: str
+    nodes: Sequence[Node],
+    target: str,
+    versions: Mapping[str, str],
+    values: Mapping[str, str],
+    table: Mapping[str, Any],
+    site: str,
 ) -> tuple[Hop, ...]:
     """Return the hops that bring all nodes to a release, none when they are there; what cannot be is refused.
 
-    nodes: in inventory order. versions: component -> the version that the site has. table: the compatibility table.
+    nodes: in inventory order. versions, values: see `blockers`. table: the compatibility table.
     """
     _check_target(target, table)
     _check_nodes(nodes, target, site)
@@ -234,7 +251,7 @@ def plan(
                 reason,
                 tuple(node.name for node in due if node.server),
                 tuple(node.name for node in due if not node.server),
-                blockers(before, name, versions, table),
+                blockers(before, name, versions, values, table),
             )
         )
         before = name

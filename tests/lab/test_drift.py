@@ -15,6 +15,7 @@ from tests.lab.test_secrets import known, leaked
 # A unit's number and start, whose name stands on a line of its own.
 UNIT = r"[+-] (MainPID|ExecMainStartTimestampMonotonic|NRestarts)=\d+"
 TAINT = "node-role.kubernetes.io/control-plane"
+LABEL = "lab.test/drift"
 RKE2 = "rke2-agent|kubelet|containerd|haproxy"
 BY_HAND = "echo '# by hand' >>/etc/rancher/rke2/config.yaml"
 UNTIL = ("--from", "node", "--until", "rke2_agent")
@@ -55,6 +56,27 @@ def test_each_kind_of_drift_is_named_and_mended_with_the_least_restarts(
     # What had to be started, and nothing beside it.
     lines = [line for line in changed.get(name, ()) if not re.search(restarted, line)]
     assert [line for line in lines if not re.fullmatch(UNIT, line)] == []
+
+
+@pytest.mark.shard("drift")
+@pytest.mark.proves("drift-named")
+def test_a_label_that_was_changed_is_named_and_put_back_and_nothing_restarts(lab: Lab, tmp_path: Path) -> None:
+    site = lab.copy(tmp_path / "site", {"rke2_node_labels": {LABEL: "drift"}})
+    name, own = lab.agents[-1], {"METALHUB_ROOT": str(site)}
+    said = ("get", "node", name, "-o", f"jsonpath={{.metadata.labels.{LABEL.replace('.', chr(92) + '.')}}}")
+    try:
+        assert lab.drive("deploy", *UNTIL, root=site).status == 0
+        assert lab.kubectl(*said) == "drift"
+        before = lab.witness()
+        lab.kubectl("label", "node", name, f"{LABEL}=other", "--overwrite")
+        (drift,) = lab.drive("check", *UNTIL, root=site).document["drift"]
+        assert (drift["stage"], drift["hosts"]) == ("rke2_agent", [name])
+        lab.type(drift["mend"], root=site, environment=own)
+        assert lab.kubectl(*said) == "drift"
+        assert difference(before, lab.witness()) == {}
+    finally:
+        assert lab.drive("deploy", *UNTIL).status == 0
+        lab.kubectl("label", "node", "--all", f"{LABEL}-")
 
 
 @pytest.mark.shard("drift")

@@ -8,6 +8,7 @@ import json
 import secrets
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,20 @@ def test_the_size_of_every_member_is_what_etcd_itself_says(lab: Lab) -> None:
 @pytest.mark.shard("rotate")
 @pytest.mark.proves("etcd-defrag")
 def test_an_etcd_that_is_out_of_space_is_written_to_again(lab: Lab, site: Path) -> None:
-    sizes = [status(lab, name)["dbSize"] for name in lab.servers]
+    with out_of_space(lab) as size:
+        assert lab.drive("etcd", "status", root=site).status == 1
+        done = well(lab.drive("etcd", "defrag", root=site))
+        assert any("ended the alarm NOSPACE" in told["done"] for told in done.document["servers"].values())
+        assert lab.sh(lab.servers[0], f"{etcdctl()} alarm list").strip() == ""
+        lab.kubectl("create", "configmap", "written-again", "--from-literal=a=b")
+        lab.kubectl("delete", "configmap", "written-again")
+        assert max(told["member"]["size"] for told in done.document["servers"].values()) < size + (12 << 20)
+
+
+@contextmanager
+def out_of_space(lab: Lab) -> Iterator[int]:
+    """Fill etcd up to a quota of this test until it raises NOSPACE; gives how large the largest member was before."""
+    size = max(status(lab, name)["dbSize"] for name in lab.servers)
     manifest, key = f"{DATA}/agent/pod-manifests/etcd.yaml", "/metalhub-test/filler"
 
     def limit(edit: str) -> None:
@@ -244,18 +258,12 @@ def test_an_etcd_that_is_out_of_space_is_written_to_again(lab: Lab, site: Path) 
             eventually("another etcd", lambda: lab.sh(name, "pidof etcd", check=False) not in ("", before), 60)  # noqa: B023
             eventually("all vote and serve", lab.healthy)
 
-    limit(f"'s/^\\( *\\)- --data-dir=.*/&\\n\\1- --quota-backend-bytes={max(sizes) + (24 << 20)}/'")
+    limit(f"'s/^\\( *\\)- --data-dir=.*/&\\n\\1- --quota-backend-bytes={size + (24 << 20)}/'")
     try:
         value = "head -c 700000 /dev/urandom | base64 -w0"
         lab.sh(lab.servers[0], f"for n in $(seq 80); do {value} | {etcdctl()} put {key}; done >/dev/null 2>&1; true")
         assert "NOSPACE" in lab.sh(lab.servers[0], f"{etcdctl()} alarm list")
-        assert lab.drive("etcd", "status", root=site).status == 1
-        done = well(lab.drive("etcd", "defrag", root=site))
-        assert any("ended the alarm NOSPACE" in told["done"] for told in done.document["servers"].values())
-        assert lab.sh(lab.servers[0], f"{etcdctl()} alarm list").strip() == ""
-        lab.kubectl("create", "configmap", "written-again", "--from-literal=a=b")
-        lab.kubectl("delete", "configmap", "written-again")
-        assert max(told["member"]["size"] for told in done.document["servers"].values()) < max(sizes) + (12 << 20)
+        yield size
     finally:
         lab.sh(lab.servers[0], f"{etcdctl()} del {key}", check=False)
         limit("/quota-backend-bytes/d")

@@ -132,6 +132,20 @@ def test_a_snapshot_every_minute_really_happens_and_leaves_reports(lab: Lab, con
 
 
 @pytest.mark.proves("schedule-running")
+def test_a_start_that_was_missed_while_the_machine_was_off_is_made_up_for(lab: Lab, control: Control) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=2)
+    control.schedule("add", "verify", "--at", f"{soon:%H:%M} UTC", "--spread", "0")
+    control.container.stop(timeout=60)
+    time.sleep(max(0.0, (soon - datetime.now(UTC)).total_seconds()) + 60)
+    assert control.results("verify") == []
+    control.container.start()
+    eventually("the verify after the start", lambda: control.results("verify") == ["ok"], 420)
+    (report,) = control.reports("verify")
+    assert datetime.fromisoformat(report["started"]) > soon + timedelta(seconds=60)
+    control.schedule("remove", "verify")
+
+
+@pytest.mark.proves("schedule-running")
 def test_a_job_that_finds_the_site_in_use_is_kept_by_systemd_for_another_try(lab: Lab, control: Control) -> None:
     control.sh(f"systemd-run --unit hold flock {HOME}/.local/state/metalhub/lab/lock sleep 300")
     control.schedule("add", "verify", "--at", "*:*:00 UTC", "--spread", "0")

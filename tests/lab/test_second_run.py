@@ -20,6 +20,31 @@ def test_a_second_run_reports_no_change_and_makes_none(lab: Lab) -> None:
     assert difference(before, lab.witness()) == {}
 
 
+def revisions(lab: Lab) -> dict[str, str]:
+    """Every release of Helm and its revision, by namespace and name."""
+    template = "{range .items[*]}{.metadata.namespace}/{.metadata.labels.name} {.metadata.labels.version}{'\\n'}{end}"
+    words = ("get", "secrets", "-A", "-l", "owner=helm,status=deployed", "-o", f"jsonpath={template}")
+    return dict(line.split() for line in lab.kubectl(*words).splitlines())
+
+
+@pytest.mark.shard("platform")
+@pytest.mark.proves("deploy-one-release")
+def test_a_change_of_one_release_is_one_change_of_the_whole_site_and_of_no_other_release(lab: Lab) -> None:
+    changed, own = json.dumps({"metallb_values": {"controller": {"logLevel": "warn"}}}), "metallb-system/metallb"
+    before = revisions(lab)
+    try:
+        recap = lab.play("-e", changed)
+        assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
+        after = revisions(lab)
+        assert {name for name in before | after if before.get(name) != after.get(name)} == {own}
+        recap = lab.play("-e", changed)
+        assert (recap.status, recap.changed) == (0, {}), recap.output[-3000:]
+        assert revisions(lab) == after
+    finally:
+        recap = lab.play(playbooks=("playbooks/stages/metallb.yml",))
+    assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
+
+
 @pytest.mark.proves("deploy-mends-drift")
 def test_one_hand_edit_is_one_change_and_no_restart(lab: Lab) -> None:
     before = lab.witness()

@@ -16,7 +16,14 @@ import nodes
 from build import STATE
 from tests.lab.running import ROOT, Lab
 
+MORE = "memory: 129Mi}, limits: {memory: 1Gi}"
 TRACE = ("strace", "-f", "-qq", "-e", "trace=execve,execveat", "-s", "1000000", "-o")
+
+
+def revision(lab: Lab) -> int:
+    """The revision of the hub's release."""
+    words = ("-n", "jupyterhub", "get", "secrets", "-l", "owner=helm,name=jupyterhub,status=deployed", "-o")
+    return int(lab.kubectl(*words, "jsonpath={.items[0].metadata.labels.version}"))
 
 
 def known(lab: Lab) -> dict[str, str]:
@@ -79,24 +86,38 @@ def read(path: Path) -> str:
 def test_no_secret_is_in_arguments_output_journals_or_files_others_can_read(lab: Lab, tmp_path: Path) -> None:
     server, agent = lab.servers[1], lab.agents[0]
     secrets = known(lab)
-    assert len(secrets) == 5
+    schema = yaml.safe_load((ROOT / "roles/preflight/meta/argument_specs.yml").read_text())
+    options = schema["argument_specs"]["main"]["options"]
+    required = {name for name, about in options.items() if name.startswith("vault_") and about.get("required")}
+    assert required <= set(secrets)
+    assert len(secrets) == len(lab.secrets()) + 2
     assert all(len(secret) >= 8 for secret in secrets.values())
     canary = {"canary": f"canary-{os.urandom(12).hex()}"}
 
-    # Something to do with every secret: a worker that joins, a server whose files are written anew.
+    # Something to do with every secret: a worker that joins, a server whose files are written anew, a database's Secret
+    # that is gone, and a hub whose release is made anew with all that it is given.
     nodes.end_connections(list(lab.machines.values()))
     lab.renew(agent)
     lab.sh(server, "rm /etc/rancher/rke2/token /etc/rancher/rke2/agent-token")
     lab.sh(server, "sed -i s/auth_pass/auth_pass_/ /etc/keepalived/keepalived.conf")
+    lab.kubectl("-n", "keycloak", "delete", "secret", "keycloak-database")
+    site, release = lab.copy(tmp_path / "site"), revision(lab)
+    values = site / "inventories/lab/group_vars/platform/jupyterhub.yml"
+    values.write_text(values.read_text().replace("memory: 128Mi}, limits: {memory: 1Gi}", MORE))
     control = tmp_path / "control.trace"
     with traced(lab, [server, agent], tmp_path) as traces:
         lab.type(f"ssh {' '.join(lab.ssh)} root@{lab.machines[server].address} : {canary['canary']}")
         # Connections kept in the background would keep the tracer.
         ssh = {"ANSIBLE_SSH_ARGS": "-o ControlMaster=no -o StrictHostKeyChecking=accept-new"}
         under = (*TRACE, str(control), "env", f"CANARY={canary['canary']}")
-        done = lab.drive("deploy", "-vvv", environment=ssh, under=under)
-    assert done.status == 0, done.told[-3000:]
-    assert done.document["changed"] >= 6
+        done = lab.drive("deploy", "-vvv", environment=ssh, under=under, root=site)
+        # The lab's own values again, under the same eyes.
+        undone = lab.drive("deploy", "--only", "jupyterhub", "-vvv", environment=ssh)
+    for one in (done, undone):
+        assert one.status == 0, one.told[-3000:]
+    assert done.document["changed"] >= 8
+    assert lab.kubectl("-n", "keycloak", "get", "secret", "keycloak-database", "-o", "name")
+    assert revision(lab) == release + 2, "the hub's secrets went through no run"
 
     # The traces see what is there to be seen.
     assert leaked(canary, read(traces[server])) == ["canary"]
@@ -106,9 +127,9 @@ def test_no_secret_is_in_arguments_output_journals_or_files_others_can_read(lab:
         assert leaked(secrets, read(path)) == [], f"arguments of programs on {place}"
 
     assert len(done.told) > 50_000, "-vvv says more"
-    assert leaked(secrets, done.told + str(done.document)) == []
+    assert leaked(secrets, done.told + str(done.document) + undone.told + str(undone.document)) == []
     journals = sorted((STATE / "journal").iterdir())
-    assert leaked({"run": done.document["run_id"]}, read(journals[-1])) == ["run"]
+    assert leaked({"run": undone.document["run_id"]}, read(journals[-1])) == ["run"]
     for path in journals:
         assert leaked(secrets, read(path)) == [], path
 

@@ -16,7 +16,13 @@ Confirm = Annotated[str, typer.Option("--confirm", metavar="SITE", help="The sit
 
 
 @app.command()
-def stop(site: options.Site, yes: Yes = False, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def stop(
+    site: options.Site,
+    yes: Yes = False,
+    confirm: options.Confirm = "",
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> int:
     """Stop the whole cluster, workers first. It starts again with the machines, or by `cluster start`."""
     if not yes:
         raise ProvisionError(
@@ -26,14 +32,16 @@ def stop(site: options.Site, yes: Yes = False, as_json: options.Json = False, ve
         )
     why = "everything the site serves ends; data stays"
     asked = {"rke2_stop_cluster": site}
-    return node.run("cluster-stop", "cluster_stop", site, why, ("--yes",), as_json, verbose, **asked)[0]
+    return node.run("cluster-stop", "cluster_stop", site, why, ("--yes",), confirm, as_json, verbose, **asked)[0]
 
 
 @app.command()
-def start(site: options.Site, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def start(
+    site: options.Site, confirm: options.Confirm = "", as_json: options.Json = False, verbose: options.Verbose = 0
+) -> int:
     """Start a stopped cluster, all machines at once, and wait until every node is healthy."""
     why = "servers get ready only together"
-    return node.run("cluster-start", "cluster_start", site, why, (), as_json, verbose)[0]
+    return node.run("cluster-start", "cluster_start", site, why, (), confirm, as_json, verbose)[0]
 
 
 @app.command()
@@ -52,4 +60,5 @@ def destroy(
         )
     why = "nothing of the cluster stays on any machine"
     asked = {"rke2_destroy_cluster": site}
-    return node.run("cluster-destroy", "cluster_destroy", site, why, ("--confirm", site), as_json, verbose, **asked)[0]
+    words = ("--confirm", site)
+    return node.run("cluster-destroy", "cluster_destroy", site, why, words, confirm, as_json, verbose, **asked)[0]

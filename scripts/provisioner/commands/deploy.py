@@ -28,10 +28,6 @@ Soak = Annotated[
 PauseAfter = Annotated[
     int, typer.Option("--pause-after", metavar="WAVE", min=0, help="End after this wave of agents; --resume goes on.")
 ]
-PromoteFrom = Annotated[
-    str,
-    typer.Option("--promote-from", metavar="SITE", help="Refuse versions that were not verified on that site."),
-]
 AllowUpgrade = Annotated[bool, typer.Option("--allow-upgrade", help="Let a running version be changed.")]
 
 
@@ -48,7 +44,7 @@ def deploy(
     canary: Canary = "",
     soak: Soak = None,
     pause_after: PauseAfter = 0,
-    promote_from: PromoteFrom = "",
+    promote_from: options.PromoteFrom = "",
     confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,

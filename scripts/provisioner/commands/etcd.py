@@ -16,9 +16,13 @@ app = typer.Typer(no_args_is_help=True, help="Look after the cluster's database.
 COLOURS = STYLES | {"failed:": "bold red", "filling:": "yellow", "loose:": "yellow"}
 
 
-def _operate(request: Request, playbook: str, why: str, site: str, as_json: bool, verbose: int) -> int:
+def _operate(
+    request: Request, playbook: str, why: str, site: str, as_json: bool, verbose: int, confirmed: str = ""
+) -> int:
     console, again = Console(as_json=as_json, verbosity=verbose), command(*request.verb.split("-"), "--site", site)
-    outcome = operate(request, site, playbook=playbook, why=why, then=again, as_json=as_json, verbosity=verbose)
+    outcome = operate(
+        request, site, playbook=playbook, why=why, then=again, as_json=as_json, verbosity=verbose, confirmed=confirmed
+    )
     report = outcome.report or {}
     found = etcd.members(report)
     for one in found:
@@ -53,10 +57,12 @@ def status(site: options.Site, as_json: options.Json = False, verbose: options.V
 
 
 @app.command()
-def defrag(site: options.Site, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def defrag(
+    site: options.Site, confirm: options.Confirm = "", as_json: options.Json = False, verbose: options.Verbose = 0
+) -> int:
     """Give back what is free inside etcd's files, one member after the other.
 
     Also the way out when etcd is out of space (NOSPACE): it is compacted first, and the alarm ends afterwards.
     """
     why = "one member at a time; the leader hands over first"
-    return _operate(Request("etcd-defrag"), "etcd_defrag", why, site, as_json, verbose)
+    return _operate(Request("etcd-defrag"), "etcd_defrag", why, site, as_json, verbose, confirm)

@@ -43,14 +43,31 @@ def _asked(policy: options.Drain | None) -> dict[str, Any]:
 
 
 def run(
-    verb: str, playbook: str, site: str, why: str, words: tuple[str, ...], as_json: bool, verbosity: int, **asked: Any
+    verb: str,
+    playbook: str,
+    site: str,
+    why: str,
+    words: tuple[str, ...],
+    confirmed: str,
+    as_json: bool,
+    verbosity: int,
+    **asked: Any,
 ) -> tuple[int, Console]:
     """Run an operation on machines and print how it ended. words: what was typed behind the verb, for the next try."""
     console = Console(as_json=as_json, verbosity=verbosity)
     limit = asked.pop("limit", None)
     request = Request(verb, limit=limit, variables={"rke2_drain_owner": lock.me(), **asked})
     then = command(*_verb(verb), *words, "--site", site)
-    outcome = operate(request, site, playbook=playbook, why=why, then=then, as_json=as_json, verbosity=verbosity)
+    outcome = operate(
+        request,
+        site,
+        playbook=playbook,
+        why=why,
+        then=then,
+        as_json=as_json,
+        verbosity=verbosity,
+        confirmed=confirmed,
+    )
     return finish(console, verb, site, outcome, then), console
 
 
@@ -60,7 +77,13 @@ def _groups(site: str) -> Any:
 
 
 @app.command()
-def add(site: options.Site, names: Names, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def add(
+    site: options.Site,
+    names: Names,
+    confirm: options.Confirm = "",
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
+) -> int:
     """Bring new machines of the inventory into the cluster.
 
     A worker is deployed alone. For a server the whole site is, because the others have to know its address.
@@ -69,7 +92,7 @@ def add(site: options.Site, names: Names, as_json: options.Json = False, verbose
     chosen = machines.known(names, groups)
     batched = {stage.batched for stage in stages.read(project.find().order)}
     limit = machines.limit_of_new(chosen, [host for group in batched for host in groups.get(group, ())])
-    return launch(Request("deploy", limit=limit), site, as_json=as_json, verbosity=verbose)
+    return launch(Request("deploy", limit=limit), site, as_json=as_json, verbosity=verbose, confirmed=confirm)
 
 
 def _leave(
@@ -79,6 +102,7 @@ def _leave(
     policy: options.Drain | None,
     powered_off: bool,
     leave_volumes: bool,
+    confirmed: str,
     as_json: bool,
     verbosity: int,
     closing: str,
@@ -91,7 +115,7 @@ def _leave(
     asked = _asked(policy) | {"rke2_lost_powered_off": powered_off, "rke2_remove_leave_volumes": leave_volumes}
     asked["rke2_remove_node"] = name
     why = f"{name} leaves the cluster for good"
-    code, console = run(verb, "node_remove", site, why, tuple(words), as_json, verbosity, **asked)
+    code, console = run(verb, "node_remove", site, why, tuple(words), confirmed, as_json, verbosity, **asked)
     if not code:
         console.say(closing)
     return code
@@ -104,6 +128,7 @@ def remove(
     drain_policy: options.DrainPolicy = None,
     powered_off: PoweredOff = False,
     leave_volumes: LeaveVolumes = False,
+    confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
@@ -113,7 +138,9 @@ def remove(
     """
     again = command("deploy", "--site", site)
     closing = f"Take {name} out of hosts.yml, then let the others forget its address: {again}"
-    return _leave("node-remove", site, name, drain_policy, powered_off, leave_volumes, as_json, verbose, closing)
+    return _leave(
+        "node-remove", site, name, drain_policy, powered_off, leave_volumes, confirm, as_json, verbose, closing
+    )
 
 
 @app.command()
@@ -123,6 +150,7 @@ def replace(
     drain_policy: options.DrainPolicy = None,
     powered_off: PoweredOff = False,
     leave_volumes: LeaveVolumes = False,
+    confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
@@ -131,7 +159,9 @@ def replace(
         f"Give the new machine the name and address of {name}, forget the old one's key (ssh-keygen -R), then: "
         + command(*_verb("node-add"), name, "--site", site)
     )
-    return _leave("node-replace", site, name, drain_policy, powered_off, leave_volumes, as_json, verbose, closing)
+    return _leave(
+        "node-replace", site, name, drain_policy, powered_off, leave_volumes, confirm, as_json, verbose, closing
+    )
 
 
 def _one_by_one(
@@ -140,6 +170,7 @@ def _one_by_one(
     names: list[str] | None,
     every: bool,
     policy: options.Drain | None,
+    confirmed: str,
     as_json: bool,
     verbosity: int,
 ) -> int:
@@ -154,7 +185,7 @@ def _one_by_one(
     why = f"{count(len(chosen), 'machine')}, one at a time: {', '.join(chosen)}"
     words = (*(("--all",) if every else chosen), *_typed(policy))
     playbook = verb.replace("-", "_")
-    return run(verb, playbook, site, why, words, as_json, verbosity, **asked)[0]
+    return run(verb, playbook, site, why, words, confirmed, as_json, verbosity, **asked)[0]
 
 
 Chosen = Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Machines, as the inventory calls them.")]
@@ -167,11 +198,12 @@ def reboot(
     names: Chosen = None,
     every: All = False,
     drain_policy: options.DrainPolicy = None,
+    confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
     """Reboot machines one at a time, each emptied first and given work again once healthy and with all its GPUs."""
-    return _one_by_one("node-reboot", site, names, every, drain_policy, as_json, verbose)
+    return _one_by_one("node-reboot", site, names, every, drain_policy, confirm, as_json, verbose)
 
 
 @app.command()
@@ -180,8 +212,9 @@ def patch(
     names: Chosen = None,
     every: All = False,
     drain_policy: options.DrainPolicy = None,
+    confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
     """Bring the operating system's packages up to date, one machine at a time, each emptied and rebooted where due."""
-    return _one_by_one("node-patch", site, names, every, drain_policy, as_json, verbose)
+    return _one_by_one("node-patch", site, names, every, drain_policy, confirm, as_json, verbose)

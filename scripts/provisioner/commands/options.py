@@ -42,6 +42,10 @@ Limit = Annotated[
     str | None, typer.Option("--limit", metavar="PATTERN", help="Only hosts that match Ansible's host pattern.")
 ]
 Confirm = Annotated[str, typer.Option("--confirm", metavar="SITE", help="The name of the site, if it is protected.")]
+PromoteFrom = Annotated[
+    str,
+    typer.Option("--promote-from", metavar="SITE", help="Refuse versions that were not verified on that site."),
+]
 DrainPolicy = Annotated[
     Drain | None,
     typer.Option(

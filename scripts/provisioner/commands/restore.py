@@ -49,6 +49,7 @@ def restore(
         as_json=as_json,
         verbosity=verbose,
     )
+    joining: dict[str, str] = {}
     seen = outcome.report if outcome.result == "ok" else None
     if seen:
         found = prospect(seen, datetime.now(UTC))
@@ -70,9 +71,11 @@ def restore(
                 then=again,  # shows first whether it continues: one that had ended would be done once more
                 as_json=as_json,
                 verbosity=verbose,
+                confirmed=confirm,
             )
             if outcome.result == "ok":
                 if seen["bare"]:
-                    console.say(f"Let {', '.join(seen['bare'])} join: {command('deploy', '--site', site)}", "yellow")
+                    joining = {"next": command("deploy", "--site", site)}
+                    console.say(f"Let {', '.join(seen['bare'])} join: {joining['next']}", "yellow")
                 console.say(f"Look at all of {site}: {command('verify', '--site', site)}")
-    return finish(console, "restore", site, outcome, again, plan=seen)
+    return finish(console, "restore", site, outcome, again, plan=seen, **joining)

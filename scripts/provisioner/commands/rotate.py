@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from provisioner import rotation
+from provisioner import expiry, project, rotation
 from provisioner.commands import options
 from provisioner.console import Console
 from provisioner.errors import command
@@ -21,7 +21,15 @@ Force = Annotated[bool, typer.Option("--force", help="Also what is younger than 
 
 
 def _rotate(
-    words: str, site: str, as_json: bool, verbose: int, why: str, *, force: bool = False, limit: str | None = None
+    words: str,
+    site: str,
+    confirmed: str,
+    as_json: bool,
+    verbose: int,
+    why: str,
+    *,
+    force: bool = False,
+    limit: str | None = None,
 ) -> int:
     """Run the playbook of `words`, such as "rotate agent-token"; it goes on where an earlier run was cut off."""
     console, verb = Console(as_json=as_json, verbosity=verbose), words.replace(" ", "-")
@@ -34,7 +42,10 @@ def _rotate(
         then=again,
         as_json=as_json,
         verbosity=verbose,
+        confirmed=confirmed,
     )
+    if any(end.changed for end in outcome.stages):
+        expiry.forget(project.find().site(site).state)
     if outcome.report and "gap" in outcome.report:
         console.say(f"The API's address was silent for {outcome.report['gap']} s at most.")
     if outcome.result == "ok" and not any(end.changed for end in outcome.stages):
@@ -48,6 +59,7 @@ def certificates(
     plan_only: PlanOnly = False,
     force: Force = False,
     limit: options.Limit = None,
+    confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
@@ -58,7 +70,7 @@ def certificates(
     """
     if not plan_only:
         why = "one machine at a time, servers first; pods run on"
-        return _rotate("rotate certificates", site, as_json, verbose, why, force=force, limit=limit)
+        return _rotate("rotate certificates", site, confirm, as_json, verbose, why, force=force, limit=limit)
     console = Console(as_json=as_json, verbosity=verbose)
     again = command(*"rotate certificates --plan-only --site".split(), site)
     outcome = operate(
@@ -71,6 +83,8 @@ def certificates(
         verbosity=verbose,
     )
     report, now = outcome.report or {}, datetime.now(UTC)
+    if outcome.result == "ok" and not limit:
+        expiry.keep(project.find().site(site).state, report, now)
     console.table(
         ("machine", "ends first", "expires", "", "made", ""),
         [
@@ -82,38 +96,50 @@ def certificates(
 
 
 @app.command()
-def token(site: options.Site, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def token(
+    site: options.Site, confirm: options.Confirm = "", as_json: options.Json = False, verbose: options.Verbose = 0
+) -> int:
     """Let servers join by the token in the vault, and by no other.
 
     Write the token that stands in the vault as vault_site_rke2_token_before and a new one as vault_site_rke2_token,
     then type this; after an interruption type it again. Snapshots from before are opened by the old token alone.
     """
-    return _rotate("rotate token", site, as_json, verbose, "as the vault says, one server at a time")
+    return _rotate("rotate token", site, confirm, as_json, verbose, "as the vault says, one server at a time")
 
 
 @app.command()
-def agent_token(site: options.Site, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def agent_token(
+    site: options.Site, confirm: options.Confirm = "", as_json: options.Json = False, verbose: options.Verbose = 0
+) -> int:
     """Let agents join by the token in the vault: write a new vault_site_rke2_agent_token, then type this."""
-    return _rotate("rotate agent-token", site, as_json, verbose, "as the vault says, one machine at a time")
+    return _rotate("rotate agent-token", site, confirm, as_json, verbose, "as the vault says, one machine at a time")
 
 
 @app.command()
-def keepalived_password(site: options.Site, as_json: options.Json = False, verbose: options.Verbose = 0) -> int:
+def keepalived_password(
+    site: options.Site, confirm: options.Confirm = "", as_json: options.Json = False, verbose: options.Verbose = 0
+) -> int:
     """Let the servers show each other the password in the vault: write a new one there, then type this.
 
     All servers take vault_site_api_address_password in the same second; for how long the API's address did not answer
     is measured and said.
     """
-    return _rotate("rotate keepalived-password", site, as_json, verbose, "all servers at once, or two would hold it")
+    return _rotate(
+        "rotate keepalived-password", site, confirm, as_json, verbose, "all servers at once, or two would hold it"
+    )
 
 
 @app.command()
 def encryption_keys(
-    site: options.Site, force: Force = False, as_json: options.Json = False, verbose: options.Verbose = 0
+    site: options.Site,
+    force: Force = False,
+    confirm: options.Confirm = "",
+    as_json: options.Json = False,
+    verbose: options.Verbose = 0,
 ) -> int:
     """Encrypt the cluster's Secrets with a new key, and let every server start with it.
 
     Take a snapshot first. A key that is younger than a day is kept.
     """
     why = "one server writes all Secrets anew, then all restart one by one"
-    return _rotate("rotate encryption-keys", site, as_json, verbose, why, force=force)
+    return _rotate("rotate encryption-keys", site, confirm, as_json, verbose, why, force=force)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from provisioner import inventory, project, timers
 from provisioner import journal as log
 from provisioner import schedule as plan
+from provisioner import upgrade as ladder
 from provisioner.commands import options
+from provisioner.commands.upgrade import TABLE
 from provisioner.console import Console, span
 from provisioner.errors import ExitCode, ProvisionError, command, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Let systemd's timers run verbs of a site.")
 
@@ -69,7 +76,8 @@ def add(
     or its window shut is tried again every 15 minutes.
     """
     where = project.find()
-    about, home = _job(job), where.site(site)
+    _job(job)
+    home = where.site(site)
     schedule = plan.Schedule(home.name, job, at, window, tuple(more or ()), spread)
     options.parse(schedule.words)
     zone = plan.zone(at, "--at")
@@ -77,7 +85,7 @@ def add(
     (first,) = timers.elapses(at, "--at", now)
     if window:
         shape = plan.parse_window(window)
-        verdict = plan.may_start(first, shape, timers.openings(shape, first), _length(home, job, about))
+        verdict = plan.may_start(first, shape, timers.openings(shape, first), length_of(where, home, schedule))
         if not verdict.may:
             raise ProvisionError(
                 f"--at {at!r} is {plan.told(first, zone)} the next time, and then it may not start: {verdict.why}.",
@@ -99,10 +107,24 @@ def add(
     return ExitCode.DONE
 
 
-def _length(home: project.Site, name: str, job: plan.Job) -> Any:
-    plain = [word for word in job.verb.split() if not word.startswith("-")]
-    noted = sum(log.durations(log.runs(home.journal, "-".join(plain))).values())
-    return timers.length(timers.reports(home, name), noted, job)
+def _hops(where: project.Project, home: project.Site, words: Sequence[str]) -> int:
+    """Return over how many releases an upgrade leads, by what the site's files say that it has; one where none do."""
+    table = yaml.safe_load((where.root / TABLE).read_text(encoding="utf-8"))
+    now = where.versions(home).get(table["components"]["rke2"], "")
+    given = dict(word.split("=", 1) for word in words if word.startswith("--to="))
+    to = given.get("--to") or next((after for word, after in pairwise(words) if word == "--to"), now)
+    try:
+        return max(1, len(ladder.way([now], to, table)))
+    except ProvisionError:
+        return 1  # the verb says what is wrong with it
+
+
+def length_of(where: project.Project, home: project.Site, schedule: plan.Schedule) -> timedelta:
+    """Return how long a job of a site is taken for, by its reports, the journal, and what it is told."""
+    job = plan.JOBS[schedule.job]
+    noted = sum(log.durations(log.runs(home.journal, job.noted)).values())
+    hops = _hops(where, home, schedule.words) if job.noted == "upgrade" else 0
+    return timers.length(timers.reports(home, schedule.job), noted, job, hops)
 
 
 def _wait(home: project.Site, name: str) -> plan.Wait | None:
@@ -197,7 +219,7 @@ def run(job: Job, site: options.Site, force: Force = False, as_json: options.Jso
     verdict = plan.Verdict(True)
     if schedule.window:
         window = plan.parse_window(schedule.window)
-        verdict = plan.may_start(began, window, timers.openings(window, began), _length(home, job, about))
+        verdict = plan.may_start(began, window, timers.openings(window, began), length_of(where, home, schedule))
     if not verdict.may:
         why = f"{job} does not start now: {verdict.why}"
         widen = "Give it a longer window: " + command("schedule", "add", "--help")

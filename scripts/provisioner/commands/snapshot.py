@@ -48,13 +48,15 @@ def rows(snapshots: Iterable[Mapping[str, Any]], now: datetime) -> list[tuple[st
     return found
 
 
-def _run(action: str, site: str, why: str, as_json: bool, verbose: int, **variables: Any) -> int:
+def _run(action: str, site: str, why: str, as_json: bool, verbose: int, confirmed: str = "", **variables: Any) -> int:
     fetches = action == "fetch"
     playbook = ALONE.get(action, "etcd_snapshot")
     told = variables if action in ALONE else {"rke2_snapshot_action": action} | variables
     request = Request(f"snapshot-{action}", variables=told, looks=action in ("list", "verify"))
     again = command("snapshot", action, *filter(None, [variables.get("rke2_fetch_snapshot")]), "--site", site)
-    outcome = operate(request, site, playbook=playbook, why=why, then=again, as_json=as_json, verbosity=verbose)
+    outcome = operate(
+        request, site, playbook=playbook, why=why, then=again, as_json=as_json, verbosity=verbose, confirmed=confirmed
+    )
     console = Console(as_json=as_json)
     found = outcome.report or []
     if found and fetches:
@@ -88,12 +90,13 @@ def prune(
     site: options.Site,
     keep: Keep = 5,
     days: Days = 30,
+    confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
     """Delete the old ones among those taken by hand; RKE2 prunes its own by the site's rke2_snapshot_retention."""
     why = f"those older than {days:g} days go, the newest {keep} of each server stay"
-    return _run("prune", site, why, as_json, verbose, rke2_snapshot_keep=keep, rke2_snapshot_days=days)
+    return _run("prune", site, why, as_json, verbose, confirm, rke2_snapshot_keep=keep, rke2_snapshot_days=days)
 
 
 def drilled(found: Mapping[str, Any]) -> str:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from provisioner import journal, lock, plan, project, stages, support
+from provisioner import expiry, journal, lock, plan, project, stages, support
 from provisioner.commands import options
 from provisioner.console import Console, span
 from provisioner.errors import command
 from provisioner.launch import operate
 from provisioner.plan import Request
+from provisioner.schedule import JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,7 @@ def known(where: Project, site: Site) -> dict[str, Any]:
         "site": site.name,
         "running": holder and {"verb": holder.verb, "pid": holder.pid, "since": holder.started},
         "last_run": last,
+        "expiry": expiry.kept(site.state),
         "unfinished": left and {"run_id": left.started.run_id, "stages": left.rest},
         "stages": [
             {"stage": stage.name, "deploy": _standing(stage.name, deploys), "verify": _standing(stage.name, verifies)}
@@ -98,7 +100,10 @@ Fetch = Annotated[
 
 
 def status(site: options.Site, fetch: Fetch = False, as_json: options.Json = False) -> int:
-    """Say what is known of a site: its last run and how every stage went. Without --fetch nothing is contacted."""
+    """Say what is known of a site: its last run, how every stage went, when certificates end.
+
+    Without --fetch nothing is contacted.
+    """
     where = project.find()
     if fetch:
         _fetch(site, as_json)
@@ -116,6 +121,15 @@ def status(site: options.Site, fetch: Fetch = False, as_json: options.Json = Fal
     now = datetime.now(UTC)
     rows = [(row["stage"], *_cells(row["deploy"], now), *_cells(row["verify"], now)) for row in facts["stages"]]
     console.table(("stage", "deploy", "", "verify", ""), rows)
+    first, looking = facts["expiry"], command(*JOBS["expiry"].verb.split(), "--site", site)
+    if first:
+        ends, seen = (datetime.fromisoformat(first[name]) for name in ("expires", "seen"))
+        days = (ends - now).days
+        until = f"in {days} days" if days >= 0 else "expired"
+        told = f"certificates: the first ends {ends:%Y-%m-%d} ({until}) on {first['machine']}"
+        console.say(f"{told}, read {plan.ago(seen, now)}", "bold red" if days < 0 else "")
+    elif last:
+        console.say(f"certificates: when they end was not read since they were made; ask: {looking}")
     if left and not running:
         again = command("deploy", "--site", site, "--resume")
         console.say(f"unfinished: {', '.join(left['stages'])}; go on: {again}", "yellow")

@@ -17,7 +17,7 @@ from provisioner.commands import options
 from provisioner.console import Console, count
 from provisioner.errors import ExitCode, ProvisionError, command
 from provisioner.launch import confirm as ask
-from provisioner.launch import finish, operate
+from provisioner.launch import finish, operate, promote
 from provisioner.plan import Request
 from provisioner.rollout import parse_batch
 
@@ -34,7 +34,10 @@ POLICY = "rke2_drain_policy"
 To = Annotated[str | None, typer.Option("--to", metavar="RELEASE", help="The release, in full: v1.35.7+rke2r1.")]
 PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Show the way and touch nothing.")]
 Batch = Annotated[
-    str | None, typer.Option(metavar="SIZES", help="Workers at a time, the last size repeated: 1,2. One unless given.")
+    str | None,
+    typer.Option(
+        metavar="SIZES", help="Workers at a time, the last size repeated: 1,2. One unless given; one comes first."
+    ),
 ]
 Back = Annotated[str, typer.Option("--to", metavar="RELEASE", help="The release before, in full.")]
 Snapshot = Annotated[
@@ -57,16 +60,26 @@ def _resumed(site: Site) -> Request:
     return past[0].started.request
 
 
-def _versions(where: Project, site: Site, table: Mapping[str, Any]) -> dict[str, str]:
-    """Return component -> version, as the site says or as the roles' defaults do; RKE2's own is not among them."""
+def _has(where: Project, site: Site, table: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return component -> version without RKE2's own, and parameter -> value of those that may forbid a release.
+
+    As the site says, or as the roles' defaults do.
+    """
     hosts = inventory.read(where, site).variables.values()
     given = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in where.root.glob("roles/*/defaults/main.yml")]
-    found = {}
-    for component, name in table["components"].items():
-        told = [variables[name] for variables in (*hosts, *given) if name in (variables or {})]
-        if component != "rke2" and told:
-            found[component] = str(told[0])
-    return found
+
+    def told(names: Mapping[str, str]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for key, name in names.items():
+            values = [variables[name] for variables in (*hosts, *given) if name in (variables or {})]
+            if values:
+                found[key] = str(values[0])
+        return found
+
+    components = {key: name for key, name in table["components"].items() if key != "rke2"}
+    return told(components), told(
+        {name: name for row in table["forbidden"] for name in (*row["where"], *row["unless"])}
+    )
 
 
 def _record(site: Site, parameter: str, release: str) -> Path | None:
@@ -110,6 +123,7 @@ def upgrade(
     drain_policy: options.DrainPolicy = None,
     batch: Batch = None,
     resume: Resume = False,
+    promote_from: options.PromoteFrom = "",
     confirm: options.Confirm = "",
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
@@ -123,7 +137,8 @@ def upgrade(
     where = project.find()
     here = where.site(site)
     console = Console(as_json=as_json, verbosity=verbose)
-    sizes: tuple[int | str, ...] = parse_batch(batch) if batch else (1,)
+    sizes: tuple[int | str, ...] = parse_batch(batch) if batch else ()
+    sizes = sizes if sizes[:1] == (1,) else (1, *sizes)  # the canary goes alone
     policy: str | None = drain_policy
     if resume:
         old = _resumed(here)
@@ -134,6 +149,9 @@ def upgrade(
             "--to does not say which release.", f"{command('upgrade', '--site', site, '--to', 'v1.35.7+rke2r1')}"
         )
     table = yaml.safe_load((where.root / TABLE).read_text(encoding="utf-8"))
+    parameter = table["components"]["rke2"]
+    if promote_from:
+        promote(where, here, promote_from, {parameter: to})
     again = command("upgrade", "--site", site, "--to", to)
     looked = operate(
         Request("upgrade-look", looks=True),
@@ -148,7 +166,7 @@ def upgrade(
         console.document({"verb": "upgrade", "site": site, "result": looked.result, "exit_code": looked.exit_code})
         return looked.exit_code
     nodes = [ladder.Node(**node) for node in looked.report or ()]
-    hops = ladder.plan(nodes, to, _versions(where, here, table), table, site)
+    hops = ladder.plan(nodes, to, *_has(where, here, table), table, site)
     _show(console, hops, nodes)
     facts: dict[str, Any] = {"verb": "upgrade", "site": site, "to": to, "hops": [asdict(hop) for hop in hops]}
     facts["nodes"] = [asdict(node) for node in nodes]
@@ -165,7 +183,6 @@ def upgrade(
             f"As far as it can: {nearer}" if nearer else f"Set it, then: {command('deploy', '--site', site)}",
         )
     ask(here, confirm, console)
-    parameter = table["components"]["rke2"]
     facts |= {"seconds": 0.0, "failures": []}
     drained = {POLICY: policy} if policy else {}  # else the site's own
     for hop in hops:
@@ -177,6 +194,7 @@ def upgrade(
             then=command("upgrade", "--site", site, "--resume"),
             as_json=as_json,
             verbosity=verbose,
+            confirmed=site,  # it was asked for above
         )
         facts |= {"run_id": outcome.run_id, "result": outcome.result, "exit_code": int(outcome.exit_code)}
         facts["seconds"] += outcome.seconds
@@ -218,6 +236,7 @@ def rollback(
         then=again,
         as_json=as_json,
         verbosity=verbose,
+        confirmed=confirm or site,  # of every site it wants the name itself, once it has looked
     )
     following = again
     if outcome.exit_code == ExitCode.DONE:

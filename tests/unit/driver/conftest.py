@@ -72,12 +72,13 @@ class Checkout:
 class Ansible:
     """Stands in for runner.run: takes every play of the call for one host and remembers what it was asked.
 
-    failures: stage -> (host, message). interrupt: called when a stage begins.
+    failures: stage -> (host, message). changes: stages that change something. interrupt: called when a stage begins.
     """
 
     calls: list[RunRequest] = field(default_factory=list)
     ran: list[list[str]] = field(default_factory=list)
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    changes: set[str] = field(default_factory=lambda: {"second"})
     unreachable: bool = False
     locked_by: str = ""
     return_code: int | None = None
@@ -102,7 +103,7 @@ class Ansible:
             if path.stem == "lock" and self.locked_by:
                 on_event(Event("failed", number, "alpha", "Lock", message=self.locked_by, return_code=75))
                 return RunResult(2)
-            on_event(Event("ok", number, host="alpha", task="Do it", changed=path.stem == "second"))
+            on_event(Event("ok", number, host="alpha", task="Do it", changed=path.stem in self.changes))
             if path.stem in self.failures:
                 host, message = self.failures[path.stem]
                 on_event(

@@ -86,6 +86,36 @@ def test_plan_only_shows_what_was_read_and_locks_no_server(
     assert "/tls/a.crt" in checkout.run("rotate", "certificates", "--site", "here", "--plan-only").stdout
 
 
+@pytest.mark.proves("driver-status")
+def test_status_tells_which_certificate_ends_first_and_how_old_that_is(
+    checkout: Checkout, ansible: Ansible, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _operations(checkout, "certificate_expiry", "rotate_certificates")
+    status, look = ("status", "--site", "here"), ("rotate", "certificates", "--site", "here", "--plan-only")
+    soon = int(datetime.now(UTC).timestamp()) + 40 * 86400 + 60
+    report = {"alpha": {"/tls/a.crt": {"expires": soon, "age": 5}}, "beta": {"/b.crt": {"expires": soon + 9, "age": 5}}}
+
+    def run(request: RunRequest, *others: object) -> runner.RunResult:
+        Path(request.extra_vars["provision_report_file"]).write_text(json.dumps(report), encoding="utf-8")
+        return ansible(request, *others)  # type: ignore[arg-type]
+
+    assert checkout.document(*status)["expiry"] is None
+    assert "certificates" not in checkout.run(*status).stdout, "nothing was ever run"
+    monkeypatch.setattr(runner, "run", run)
+    checkout.run(*look, "--limit", "beta")
+    assert "rotate certificates --plan-only --site here" in checkout.run(*status).stdout, "only some were looked at"
+    checkout.run(*look)
+    known = checkout.document(*status)["expiry"]
+    assert (known["machine"], known["file"]) == ("alpha", "/tls/a.crt")
+    assert datetime.fromisoformat(known["expires"]).timestamp() == soon
+    text = checkout.run(*status).stdout
+    assert f"certificates: the first ends {known['expires'][:10]} (in 40 days) on alpha, read 0 s ago" in text
+    monkeypatch.setattr(runner, "run", ansible)
+    ansible.changes = {"rotate_certificates"}
+    checkout.run("rotate", "certificates", "--site", "here")
+    assert checkout.document(*status)["expiry"] is None, "it tells of certificates that are no more"
+
+
 @pytest.mark.parametrize("word", ["certificates", "token", "agent-token", "keepalived-password", "encryption-keys"])
 @pytest.mark.proves("driver-operations")
 def test_a_rotation_that_fails_ends_with_its_own_command(checkout: Checkout, ansible: Ansible, word: str) -> None:

@@ -21,11 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioner import inventory, project, timers
+from provisioner import journal as log
 from provisioner import schedule as plan
 from provisioner.cli import app
 from provisioner.commands import options
+from provisioner.commands import schedule as commands
 from provisioner.errors import ExitCode, ProvisionError
-from tests.unit.driver.conftest import Checkout
+from tests.unit.driver.conftest import PLAY, Ansible, Checkout
+
+ROOT = Path(__file__).resolve().parents[3]
 
 ROME = ZoneInfo("Europe/Rome")
 ZONES = st.sampled_from([ROME, ZoneInfo("America/New_York"), ZoneInfo("Australia/Lord_Howe"), ZoneInfo("UTC")])
@@ -163,6 +167,14 @@ def test_a_job_waits_exactly_when_it_failed_too_often_since_it_last_ended_well(
         assert now < wait.until <= history[results.index("failed")][0] + timedelta(days=7)
     else:
         assert days >= 1
+
+
+@pytest.mark.proves("schedule-units")
+def test_systemd_is_told_to_make_up_for_a_missed_start_and_to_let_the_machine_in_hand_finish() -> None:
+    service, timer = plan.units(plan.Schedule("here", "deploy", "03:00 UTC"), ["/bin/true"], "/", "", {}).values()
+    assert "\nPersistent=true\n" in timer
+    (minutes,) = re.findall(r"^TimeoutStopSec=(\d+)min$", service, re.M)
+    assert int(minutes) * 60 >= 2 * (600 + 600), "a drain and a start, and as much again"
 
 
 @needs_systemd
@@ -455,6 +467,40 @@ def test_outside_its_window_a_job_does_not_start_and_systemd_is_asked_to_come_ag
     assert result.exit_code == 3
     assert f"the window is shut; it opens {soon:%a %Y-%m-%d %H:%M} UTC" in result.stderr
     assert driver.calls == []
+
+
+@pytest.mark.proves("schedule-windows")
+def test_every_job_is_timed_by_what_journals_call_its_verb(checkout: Checkout, ansible: Ansible) -> None:
+    operations = checkout.root / "playbooks/operations"
+    operations.mkdir()
+    for name in ("etcd_snapshot", "etcd_drill", "certificate_expiry"):
+        (operations / f"{name}.yml").write_text(PLAY.format(hosts="rke2_server", more=""), encoding="utf-8")
+    for name, job in plan.JOBS.items():
+        if name != "upgrade":  # whose journal its own test has
+            done = checkout.run(*job.verb.split(), "--site", "here")
+            assert done.exit_code == 0, done.output
+            assert len(log.runs(checkout.journal, job.noted)) == 1, name
+
+
+@pytest.mark.proves("schedule-windows")
+@pytest.mark.parametrize(
+    ("to", "hops"),
+    [("v1.35.4+rke2r2", 1), ("v1.36.3+rke2r1", 2), ("v1.33.13+rke2r2", 1), ("nonsense", 1)],
+)
+def test_an_upgrade_takes_the_time_of_all_releases_on_its_way(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch, to: str, hops: int
+) -> None:
+    table = checkout.root / "roles/preflight/files/compatibility.yml"
+    table.parent.mkdir(parents=True)
+    table.write_text((ROOT / "roles/preflight/files/compatibility.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    versions = checkout.root / "inventories/here/group_vars/all/versions.yml"
+    versions.parent.mkdir(parents=True)
+    versions.write_text("---\nrke2_version: v1.34.10+rke2r1\n", encoding="utf-8")
+    where = project.find()
+    schedule = plan.Schedule("here", "upgrade", "03:00 UTC", more=("--to", to))
+    assert commands.length_of(where, where.site("here"), schedule) == timedelta(minutes=120 * hops)
+    monkeypatch.setattr(log, "durations", lambda runs: {"upgrade": 600.0})
+    assert commands.length_of(where, where.site("here"), schedule) == timedelta(minutes=10 * hops)
 
 
 @pytest.mark.proves("schedule-windows")

@@ -155,6 +155,16 @@ def test_with_the_sites_name_it_is_shown_and_done(
     assert operations[1]["rke2_restore_confirm"] == "here"
 
 
+@pytest.mark.proves("restore-prospect")
+def test_the_deploy_by_which_new_machines_join_is_what_comes_next(
+    checkout: Checkout, ansible: Ansible, operations: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("restore", "one", "--site", "here", "--confirm", "here")
+    assert checkout.document(*words)["next"] is None
+    monkeypatch.setitem(REPORT, "bare", ["beta"])
+    assert checkout.document(*words)["next"].endswith("provision.py deploy --site here")
+
+
 @pytest.mark.proves("restore-asks")
 def test_a_plan_asks_nothing_and_a_refusal_is_told_with_the_way_on(
     checkout: Checkout, ansible: Ansible, operations: list[dict[str, Any]]

@@ -12,7 +12,7 @@ import pytest
 from provisioner import execution, health, inventory, runner
 from provisioner import journal as log
 from provisioner.runner import RunRequest
-from tests.unit.driver.conftest import PLAY, Ansible, Checkout
+from tests.unit.driver.conftest import INVENTORY, PLAY, Ansible, Checkout
 
 DEPLOY = ("deploy", "--site", "here")
 WAVES = (*DEPLOY, "--batch", "1")
@@ -268,6 +268,73 @@ def test_a_protected_site_is_changed_only_with_its_name(
     assert code == 0 or "--confirm" in result.stderr
     assert checkout.run("verify", "--site", "here").exit_code == 0
     assert checkout.run("check", "--site", "here").exit_code == 0
+
+
+VERBS = [
+    ("rotate", "certificates"),
+    ("rotate", "token"),
+    ("rotate", "agent-token"),
+    ("rotate", "keepalived-password"),
+    ("rotate", "encryption-keys"),
+    ("node", "add", "one"),
+    ("node", "remove", "one"),
+    ("node", "replace", "one"),
+    ("node", "reboot", "one"),
+    ("node", "patch", "one"),
+    ("cluster", "stop", "--yes"),
+    ("cluster", "start"),
+    ("etcd", "defrag"),
+    ("snapshot", "prune"),
+]
+PLAYBOOKS: dict[tuple[str, ...], str] = {
+    ("node", "replace"): "node_remove",
+    ("snapshot", "prune"): "etcd_snapshot",
+    ("snapshot", "save"): "etcd_snapshot",
+    ("snapshot", "list"): "etcd_snapshot",
+    ("snapshot", "verify"): "etcd_drill",
+    ("snapshot", "fetch"): "etcd_fetch",
+}
+
+
+def _protected(checkout: Checkout, *verbs: tuple[str, ...]) -> None:
+    """Let the site want its name, and have the playbooks of verbs."""
+    directory = checkout.root / "inventories/here/group_vars"
+    directory.mkdir()
+    (directory / "all.yml").write_text("---\nsite_protected: true\n")
+    groups = "\n    rke2: {children: {rke2_server: , rke2_agent: }}\n    platform: {hosts: {localhost: }}\n"
+    (checkout.root / "inventories/here/hosts.yml").write_text(INVENTORY.rstrip() + groups)
+    operations = checkout.root / "playbooks/operations"
+    operations.mkdir()
+    for verb in verbs:
+        name = PLAYBOOKS.get(verb[:2], "_".join(verb[:2]).replace("-", "_"))
+        (operations / f"{name}.yml").write_text(PLAY.format(hosts="rke2_server", more=""))
+
+
+@pytest.mark.proves("driver-protected")
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_every_verb_that_changes_a_protected_site_wants_its_name(
+    checkout: Checkout, ansible: Ansible, verb: tuple[str, ...]
+) -> None:
+    _protected(checkout, verb)
+    refused = checkout.run(*verb, "--site", "here")
+    assert (refused.exit_code, ansible.calls) == (2, []), refused.output
+    assert "Give it to the same command: --confirm here" in refused.stderr
+    done = checkout.run(*verb, "--site", "here", "--confirm", "here")
+    assert done.exit_code == 0, done.output
+    assert ansible.calls
+
+
+@pytest.mark.proves("driver-protected")
+@pytest.mark.parametrize(
+    "verb",
+    [("snapshot", "save"), ("snapshot", "list"), ("snapshot", "fetch"), ("snapshot", "verify", "--drill")],
+    ids=" ".join,
+)
+def test_what_looks_or_adds_a_snapshot_asks_nobody(checkout: Checkout, ansible: Ansible, verb: tuple[str, ...]) -> None:
+    _protected(checkout, verb)
+    done = checkout.run(*verb, "--site", "here")
+    assert done.exit_code == 0, done.output
+    assert ansible.calls
 
 
 @pytest.mark.proves("driver-promotion")

@@ -35,9 +35,14 @@ def site(running: str | Sequence[str], **different: Any) -> list[Node]:
     return list((found | different).values())
 
 
-def plan(nodes: Sequence[Node], target: str, versions: dict[str, str] | None = None) -> tuple[Hop, ...]:
+def plan(
+    nodes: Sequence[Node],
+    target: str,
+    versions: dict[str, str] | None = None,
+    values: dict[str, str] | None = None,
+) -> tuple[Hop, ...]:
     """Return the hops to a release."""
-    return upgrade.plan(nodes, target, versions or NOTHING, TABLE, "here")
+    return upgrade.plan(nodes, target, versions or NOTHING, values or NOTHING, TABLE, "here")
 
 
 def refused(nodes: Sequence[Node], target: str) -> tuple[str, str]:
@@ -129,6 +134,34 @@ def test_a_component_that_does_not_go_with_a_hop_forbids_it_with_what_to_set_bef
     (said,) = hops[1].blockers
     assert "gpu_operator v25.3.4 does not go with 1.32 (25.10, 26.3)" in said
     assert "first set gpu_operator_chart_version to a release of 25.10 and deploy" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "target", "forbidden"),
+    [
+        pytest.param({"ingress_nginx_source": "chart"}, "v1.35.7+rke2r1", True, id="its-own-chart"),
+        pytest.param({"ingress_nginx_source": "chart"}, "v1.36.3+rke2r1", True, id="and-on-the-way"),
+        pytest.param({"ingress_nginx_source": "chart"}, "v1.34.10+rke2r1", False, id="the-last-it-is-made-for"),
+        pytest.param({"ingress_nginx_source": "packaged"}, "v1.36.3+rke2r1", False, id="the-packaged"),
+        pytest.param(
+            {"ingress_nginx_source": "chart", "site_ingress_class": "traefik"}, "v1.35.7+rke2r1", False, id="traefik"
+        ),
+    ],
+)
+def test_a_controller_that_a_release_does_not_go_with_forbids_it_with_the_way_out(
+    values: dict[str, str], target: str, forbidden: bool
+) -> None:
+    said = [text for hop in plan(site("v1.33.13+rke2r2"), target, None, values) for text in hop.blockers]
+    assert bool(said) == forbidden
+    assert all("first set ingress_nginx_source to packaged" in text for text in said)
+
+
+def test_ingress_nginx_ends_with_1_37_once_that_is_known() -> None:
+    table = TABLE | {"minors": TABLE["minors"] | {"1.37": {}}}
+    rule = upgrade.blockers("v1.36.3+rke2r1", "v1.37.0+rke2r1", {}, {}, table)
+    assert len(rule) == 1
+    assert "first set site_ingress_class to traefik" in rule[0]
+    assert not upgrade.blockers("v1.36.3+rke2r1", "v1.37.0+rke2r1", {}, {"site_ingress_class": "traefik"}, table)
 
 
 def test_a_worker_two_minors_behind_is_brought_up_first() -> None:
@@ -266,6 +299,38 @@ def test_the_release_is_written_down_once_all_nodes_have_it(
     assert versions(checkout) == VERSIONS.replace(OLD, NEW)
 
 
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [("2", [1, 2]), ("50%", [1, "50%"]), ("1", [1]), ("1,2", [1, 2]), ("3,1", [1, 3, 1])],
+)
+def test_one_worker_comes_first_whatever_is_asked_for_the_others(
+    checkout: Checkout, ansible: Ansible, machines: dict[str, dict[str, Any]], batch: str, sizes: list[int | str]
+) -> None:
+    assert checkout.run("upgrade", "--site", "here", "--to", NEW, "--batch", batch).exit_code == 0
+    assert ansible.calls[-1].extra_vars["rke2_agent_batch"] == sizes
+
+
+@pytest.mark.proves("driver-promotion")
+def test_a_release_comes_from_another_site_only_when_it_was_verified_there(
+    checkout: Checkout, ansible: Ansible, machines: dict[str, dict[str, Any]]
+) -> None:
+    there = checkout.root / "inventories/test/group_vars/all/versions.yml"
+    there.parent.mkdir(parents=True)
+    there.write_text(VERSIONS, encoding="utf-8")
+    (checkout.root / "inventories/test/hosts.yml").write_text("---\nall: {hosts: {alpha: }}\n", encoding="utf-8")
+    words = ("upgrade", "--site", "here", "--to", NEW, "--promote-from", "test")
+    assert [checkout.run(verb, "--site", "test").exit_code for verb in ("deploy", "verify")] == [0, 0]
+    calls = len(ansible.calls)
+    refused = checkout.run(*words)
+    assert refused.exit_code == 2
+    assert f"rke2_version is {OLD} there and {NEW} here" in refused.stderr
+    assert len(ansible.calls) == calls
+    there.write_text(VERSIONS.replace(OLD, NEW), encoding="utf-8")
+    assert [checkout.run(verb, "--site", "test").exit_code for verb in ("deploy", "verify")] == [0, 0]
+    assert checkout.run(*words).exit_code == 0
+    assert versions(checkout) == VERSIONS.replace(OLD, NEW)
+
+
 def test_a_failed_hop_ends_the_upgrade_and_resume_goes_on_to_the_same_release(
     checkout: Checkout, ansible: Ansible, machines: dict[str, dict[str, Any]]
 ) -> None:
@@ -291,10 +356,13 @@ def test_a_failed_hop_ends_the_upgrade_and_resume_goes_on_to_the_same_release(
 def test_what_does_not_go_with_a_hop_ends_it_before_anything_is_touched(
     checkout: Checkout, ansible: Ansible, machines: dict[str, dict[str, Any]]
 ) -> None:
-    (checkout.root / "inventories/here/group_vars/all/more.yml").write_text("certificates_chart_version: v1.19.4\n")
+    (checkout.root / "inventories/here/group_vars/all/more.yml").write_text(
+        "certificates_chart_version: v1.19.4\ningress_nginx_source: chart\n"
+    )
     result = checkout.run("upgrade", "--site", "here", "--to", "v1.36.3+rke2r1")
     assert result.exit_code == 2
     assert "cert_manager v1.19.4 does not go with 1.36" in result.output
+    assert "ingress-nginx by its own chart does not go with 1.36" in result.output
     assert f"upgrade --site here --to {OLD}" not in result.output
     assert ansible.ran == [["upgrade_look"]]
 

@@ -587,6 +587,32 @@ def test_the_role_too_wants_the_clusters_name(file: str, variable: str) -> None:
     assert told("Refuse what was not said", file, **{variable: "here"}) == ""
 
 
+@pytest.mark.proves("restore-refuses")
+@pytest.mark.parametrize(
+    ("snapshot", "installed", "bare", "refused"),
+    [
+        pytest.param("v1.36.3+rke2r1", "v1.35.7+rke2r1", [], True, id="a-newer-minor"),
+        pytest.param("v1.35.7+rke2r1", "v1.35.4+rke2r1", [], False, id="the-same-minor"),
+        pytest.param("v1.34.10+rke2r1", "v1.35.7+rke2r1", [], False, id="an-older-minor"),
+        pytest.param("", "v1.35.7+rke2r1", [], False, id="of-a-release-that-nobody-knows"),
+        pytest.param("v1.36.3+rke2r1", "", ["one"], False, id="a-machine-without-rke2-is-left-out"),
+        pytest.param("v1.36.3+rke2r1", "", [], True, id="no-rke2-where-it-is-to-be-restored"),
+    ],
+)
+def test_the_snapshot_of_a_newer_release_is_refused_with_the_way_to_it(
+    snapshot: str, installed: str, bare: list[str], refused: bool
+) -> None:
+    given = {
+        "__rke2_restore_bare": bare,
+        "__rke2_restore_source": {"name": "daily", "version": snapshot},
+        "__rke2_info": {"installed_version": installed},
+    }
+    said = told("Refuse the snapshot of a newer release", "restore_gates", **given)
+    assert bool(said) == refused
+    assert not said or (f"daily is of {snapshot}, and one has {installed or 'no RKE2'}" in said)
+    assert not said or said.endswith("scripts/provision.py deploy --site here --allow-upgrade")
+
+
 # Rotation
 
 SERVING = "/var/lib/rancher/rke2/server/tls/serving-kube-apiserver.crt"
