@@ -616,7 +616,8 @@ def test_certificates_are_due_after_a_day_unless_forced(leaves: dict[str, int], 
 def test_a_certificate_that_ends_soon_is_named_with_its_day_and_the_command(source: str) -> None:
     now = datetime.datetime.now(datetime.UTC).timestamp()
     leaves = {path: {"expires": int(now + days * 86400), "age": 1} for path, days in (("/a", 29), ("/b", 31))}
-    role = Role(**{source: {"leaf_certificates": leaves}})
+    given: dict[str, Any] = {source: {"leaf_certificates": leaves}}
+    role = Role(**given)
     if source == "__rke2_health":  # as the verification alone has it
         del role.variables["__rke2_info"]
     told = role.refused("Name what has expired or will soon", "verify_expiry")

@@ -105,7 +105,7 @@ def test_servers_of_another_cluster_are_foreign_and_stay_so_when_they_look_like_
 def test_another_snapshot_may_be_taken_until_a_server_has_the_data_of_the_first() -> None:
     gate = "Refuse another restore than the one begun"
     note = {"snapshot": "other", "holder": "two", "sha256": "07", "started": 7, "foreign": []}
-    looks = {"one": {"snapshots": [found()], "mark": note}, "two": {"mark": note | {"aside": ""}}}
+    looks: dict[str, Any] = {"one": {"snapshots": [found()], "mark": note}, "two": {"mark": note | {"aside": ""}}}
     role = Restore(looks)
     assert role.gate(gate) == ""
     assert (role.get("__rke2_restore_holder"), role.get("__rke2_restore_sha256")) == ("one", "5e")
