@@ -10,7 +10,8 @@ DOCUMENTATION = r"""
 module: rke2_restore
 short_description: One step of a restore of etcd on one server
 description:
-  - C(begin) notes the restore on the server, so that it can be continued by any control machine.
+  - C(begin) notes the restore on the server, so that it can be continued by any control machine. What O(note) says goes
+    before what an earlier C(begin) has noted, until C(reset) has succeeded here.
   - C(aside) ends RKE2 with all its pods on this server and puts the data of etcd aside, by a rename; with O(foreign)
     its certificates too, which RKE2 would not replace by those of the cluster that it joins.
   - C(reset) makes this server the only member of etcd, with the data of the snapshot, by RKE2's own cluster reset. With
@@ -149,10 +150,12 @@ class Restore:
         part.rename(self.mark)
 
     def begin(self) -> bool:
-        """Note the restore."""
-        if self.note:
+        """Note the restore, in the place of another one while this server does not have that one's data."""
+        if self.note.get("reset") or (self.note and self.note | self.asked["note"] == self.note):
             return False
-        self.write(started=int(time.time()), **self.asked["note"])
+        if self.note:  # or a reset that was killed before its note would count for this one
+            (self.db / "reset-flag").unlink(missing_ok=True)
+        self.write(**{"started": int(time.time())} | self.note | self.asked["note"])
         return True
 
     def aside(self) -> bool:

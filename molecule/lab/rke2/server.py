@@ -59,11 +59,13 @@ class Server(Node):
                 raise Fatal(f"{known_by} newer than datastore and could cause a cluster outage. {cure}")
             for name, content in answer["pki"].items():
                 write(self.paths.tls / name, content)
+        elif (self.paths.db / "reset-flag").exists():
+            pass  # the reset has opened the data with this token; what others have is another history
         elif stored and supervisor.short(self.token) != supervisor.short(stored) and not self.kept():
             raise Fatal("bootstrap data already found and encrypted with different token")
         elif not self.etcd_ready.exists():
             self.encryption.begin()
-        elif not (self.paths.db / "reset-flag").exists():  # then what others have is another history
+        else:
             self.encryption.follow()
         paths = self.paths
         for path in (paths.pods, paths.manifests, paths.tls, paths.db / "snapshots", KUBEADM, paths.server / "cred"):

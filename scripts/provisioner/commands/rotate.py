@@ -139,7 +139,7 @@ def encryption_keys(
 ) -> int:
     """Encrypt the cluster's Secrets with a new key, and let every server start with it.
 
-    Take a snapshot first. A key that is younger than a day is kept.
+    A snapshot called before-rotation is taken first. A key that is younger than a day is kept.
     """
     why = "one server writes all Secrets anew, then all restart one by one"
     return _rotate("rotate encryption-keys", site, confirm, as_json, verbose, why, force=force)

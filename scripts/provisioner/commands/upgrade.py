@@ -216,7 +216,7 @@ def rollback(
     as_json: options.Json = False,
     verbose: options.Verbose = 0,
 ) -> int:
-    """Stop everything and lay down the release before; `restore` of the snapshot from before then starts it.
+    """Stop all servers and lay down the release before; `restore` of the snapshot from before then starts it.
 
     For an upgrade that cannot be finished. Without --confirm it only looks whether release and snapshot are there.
     """
@@ -242,5 +242,5 @@ def rollback(
     if outcome.exit_code == ExitCode.DONE:
         _record(here, parameter, to)
         following = command("restore", next(iter(outcome.report or ()), snapshot), "--site", site)
-        console.say(f"{to} is on all machines and nothing runs. Now the data: {following}", "yellow")
+        console.say(f"{to} is on all machines and no server runs. Now the data: {following}", "yellow")
     return finish(console, "rollback", site, outcome, again, snapshots=outcome.report or [], next=following)

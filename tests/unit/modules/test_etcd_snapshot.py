@@ -287,6 +287,25 @@ def test_every_step_is_done_once(machine: Machine) -> None:
     assert [machine.step("end")["changed"] for _ in range(2)] == [True, False]
 
 
+@pytest.mark.proves("restore-leave")
+def test_a_restore_that_was_begun_makes_way_for_another_until_its_data_is_in_place(machine: Machine) -> None:
+    mark, flag = machine.root / "mark.json", machine.db / "reset-flag"
+    machine.step("begin", note={"snapshot": "bad", "holder": "a", "sha256": "07", "foreign": []})
+    machine.step("aside")
+    flag.touch()  # by a reset to the bad one that was killed before its note
+    before = json.loads(mark.read_text())
+    asked = {"snapshot": "one", "holder": "b", "sha256": "5e", "foreign": ["b"]}
+    assert machine.step("begin", note=asked)["changed"] is True
+    assert json.loads(mark.read_text()) == before | asked
+    assert before["started"] and before["aside"] and not flag.exists()
+    assert machine.step("begin", note=asked)["changed"] is False
+    machine.calls()
+    assert machine.step("reset", snapshot=str(machine.snapshot))["changed"] is True
+    assert machine.calls()[-1].startswith("rke2 server --cluster-reset")
+    assert machine.step("begin", note={"snapshot": "bad", "holder": "a"})["changed"] is False
+    assert json.loads(mark.read_text()) == before | asked | {"reset": True}
+
+
 @pytest.mark.proves("restore-new-machines")
 def test_a_server_of_another_cluster_joins_without_the_certificates_of_that(machine: Machine) -> None:
     tls = machine.db.parent / "tls"

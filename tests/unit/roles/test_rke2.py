@@ -6,6 +6,7 @@ import base64
 import datetime
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -633,7 +634,123 @@ def test_certificates_are_due_after_a_day_unless_forced(leaves: dict[str, int], 
     known = {path: {"expires": 0, "age": age} for path, age in leaves.items()}
     role = Role(now=answer(leaf_certificates=known), rke2_rotate_force=force)
     assert role.get("__rke2_certificates_due") is due
-    assert role.get("__rke2_expired") == list(leaves)
+    assert role.get("__rke2_ending") == [f"{path} on 1970-01-01" for path in leaves]
+
+
+@pytest.mark.proves("verify-ahead")
+@pytest.mark.parametrize("source", ["__rke2_info", "__rke2_health"])
+def test_a_certificate_that_ends_soon_is_named_with_its_day_and_the_command(source: str) -> None:
+    now = datetime.datetime.now(datetime.UTC).timestamp()
+    leaves = {path: {"expires": int(now + days * 86400), "age": 1} for path, days in (("/a", 29), ("/b", 31))}
+    given: dict[str, Any] = {source: {"leaf_certificates": leaves}}
+    role = Role(**given)
+    if source == "__rke2_health":  # as the verification alone has it
+        del role.variables["__rke2_info"]
+    told = role.refused("Name what has expired or will soon", "verify_expiry")
+    assert "one: of its certificates 1 end within 30 days: /a on 2" in told
+    assert told.endswith("rotate certificates --site here")
+    role.variables["rke2_certificate_days"] = 28
+    assert role.refused("Name what has expired or will soon", "verify_expiry") == ""
+
+
+def runs(role: Role, file: str, name: str) -> bool:
+    """Say whether a task of a file would run."""
+    tasks = role.loader.load_from_file(str(ROLE / f"tasks/{file}.yml"), trusted_as_template=True)
+    task = next(task for task in tasks if task["name"] == f"{file} | {name}")
+    role.variables |= task.get("vars", {})
+    conditions = task.get("when", [])
+    templar = Templar(role.loader, variables=role.variables)
+    return all(
+        templar.evaluate_conditional(one) for one in ([conditions] if isinstance(conditions, str) else conditions)
+    )
+
+
+@pytest.mark.proves("verify-ahead")
+def test_a_verification_alone_looks_ahead_and_a_deploy_is_not_ended_by_what_it_may_mend() -> None:
+    names = ("Prove that no certificate ends soon", "Ask etcd whether it has raised an alarm")
+    for service, alone, wanted in (("server", True, [True, True]), ("agent", True, [True, False]),
+                                   ("server", False, [False, False])):  # fmt: skip
+        role = Role(service)
+        if alone:
+            del role.variables["__rke2_info"]
+        assert [runs(role, "verify", name) for name in names] == wanted
+
+
+@pytest.mark.proves("rke2-activating")
+@pytest.mark.parametrize(
+    ("active", "differs", "acts", "state"),
+    [
+        pytest.param("active", False, False, "", id="runs"),
+        pytest.param("active", True, True, "restarted", id="runs-with-another"),
+        pytest.param("activating", False, True, "started", id="on-its-way"),
+        pytest.param("activating", True, True, "restarted", id="on-its-way-with-another"),
+        pytest.param("failed", True, True, "started", id="down"),
+    ],
+)
+def test_a_service_on_its_way_up_is_restarted_only_for_another_configuration_and_waited_for(
+    active: str, differs: bool, acts: bool, state: str
+) -> None:
+    digest = {"now": "b" if differs else "a", "started": "a"}
+    role = Role(__rke2_now={"service": {"active": active}, "digest": digest}, __rke2_restarted={"changed": False})
+    assert runs(role, "restart", "Restart the service") is acts
+    tasks = role.loader.load_from_file(str(ROLE / "tasks/restart.yml"), trusted_as_template=True)
+    role.variables["state"] = tasks[1]["ansible.builtin.systemd_service"]["state"]
+    assert not acts or role.get("state") == state
+    # What systemd says of one that it is starting anyway is "unchanged".
+    assert runs(role, "restart", "Wait until this node is healthy and stays so") is (active == "activating")
+
+
+@pytest.mark.proves("rke2-activating")
+@pytest.mark.parametrize(("file", "done"), [("renew", "__rke2_renewed"), ("configure", "__rke2_started")])
+def test_what_was_found_on_its_way_up_is_waited_for(file: str, done: str) -> None:
+    for active in ("activating", "active"):
+        given: dict[str, Any] = {done: {"changed": False}, "__rke2_action": "none"}
+        role = Role(now=answer(service={"active": active}), **given)
+        assert runs(role, file, "Wait until this node is healthy and stays so") is (active == "activating")
+
+
+@pytest.mark.proves("machines-reboot")
+@pytest.mark.parametrize(
+    ("loaded", "installed", "said"),
+    [
+        pytest.param("570.1", "580.65", ["NVIDIA's driver 580.65 is installed, 570.1 runs"], id="newer"),
+        pytest.param("580.65", "580.65", [], id="same"),
+        pytest.param("", "580.65", [], id="not-loaded"),
+        pytest.param("570.1", "", [], id="in-a-container"),
+    ],
+)
+def test_a_reboot_is_due_for_another_driver_of_the_hosts_own_and_the_reason_is_said(
+    tmp_path: Path, loaded: str, installed: str, said: list[str]
+) -> None:
+    tasks = yaml.safe_load((ROLE / "tasks/reboot.yml").read_text())
+    script = tasks[0]["ansible.builtin.command"]["argv"][2]
+    for path in ("/run/reboot-required", "/boot/vmlinuz", "/vmlinuz", "/sys/module/nvidia/version"):
+        assert path in script
+        script = script.replace(f" {path}", f" {tmp_path}/{Path(path).name}")
+    if loaded:
+        (tmp_path / "version").write_text(loaded + "\n")
+    (tmp_path / "modinfo").write_text(f"#!/bin/sh\necho '{installed}'\n" if installed else "#!/bin/sh\nexit 1\n")
+    (tmp_path / "modinfo").chmod(0o755)
+    ask = ["/bin/sh", "-c", f"PATH={tmp_path}:$PATH\n{script}"]
+    assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout.splitlines() == said
+    (tmp_path / "reboot-required").touch()
+    assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout.splitlines() == [
+        "packages ask for it",
+        *said,
+    ]
+
+
+@pytest.mark.proves("upgrade-drain")
+def test_a_drain_whose_asked_server_fell_silent_fails_as_any_other_and_the_node_is_given_back() -> None:
+    gate = "Refuse silence for an answer"
+    told = Role(__rke2_drain={"unreachable": True, "msg": "No route"}, rke2_node_name="one").refused(gate, "drain")
+    assert told == "one could not be emptied, for two, which was asked to, fell silent: No route"
+    assert Role(__rke2_drain={"drained": True, "left": []}).refused(gate, "drain") == ""
+    assert Role(__rke2_drain={"skipped": True}).refused(gate, "drain") == ""
+    # Or the machine would be out of the play, and no `always` or `rescue` would follow.
+    tasks = yaml.safe_load((ROLE / "tasks/drain.yml").read_text())
+    (block,) = (task["block"] for task in tasks if "block" in task)
+    assert (block[0]["ignore_unreachable"], block[0]["any_errors_fatal"]) == (True, False)
 
 
 def asked(**servers: tuple[bool, str] | None) -> dict[str, Any]:
@@ -693,6 +810,8 @@ def test_servers_are_called_as_their_nodes_are() -> None:
     hosts = {name: {"site_node_address": address} for name, address in HOSTS.items()}
     hosts["two"]["rke2_node_name"] = "second"
     assert Role(hostvars=hosts, rke2_servers=["one", "two"]).get("__rke2_server_names") == ["one", "second"]
+    names = Role(hostvars=hosts).get("__rke2_node_names")
+    assert names == {"one": "one", "two": "second", "three": "three", "worker": "worker"}
     assert Role(rke2_servers=["one"]).get("__rke2_own_service") == "server"
     assert Role(rke2_servers=["two"]).get("__rke2_own_service") == "agent"
 

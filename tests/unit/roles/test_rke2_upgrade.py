@@ -62,6 +62,24 @@ def test_a_snapshot_is_taken_only_before_the_first_server_has_the_release() -> N
     assert not begun({}, {})
 
 
+def test_no_snapshot_is_taken_once_the_release_lies_on_a_server_that_is_down() -> None:
+    down = answer(installed_version=NEW, running_version="", nodes={})
+    role = Role(rke2_version=NEW, ansible_play_hosts=["s0", "s1"])
+    role.variables["hostvars"] = {"s0": {"__rke2_info": answer()}, "s1": {"__rke2_info": down}}
+    assert role.get("__rke2_upgrade_begun") is True
+
+
+def test_the_other_servers_are_asked_for_by_the_names_of_their_nodes() -> None:
+    hosts: dict[str, Any] = {name: {"site_node_address": "192.0.2.1"} for name in ("one", "two", "three", "worker")}
+    hosts["one"]["rke2_node_name"], hosts["two"]["rke2_node_name"] = "first", "second"
+    role = Role(hostvars=hosts, rke2_node_name="first")
+    tasks = role.loader.load_from_file(str(ROLE / "tasks/upgrade_gates.yml"), trusted_as_template=True)
+    (asked,) = (task["metalhub.platform.rke2_info"]["wait"] for task in tasks if "metalhub.platform.rke2_info" in task)
+    for key in ("nodes", "voters"):
+        role.variables["asked"] = asked[key]
+        assert role.get("asked") == ["second", "three"]
+
+
 @pytest.mark.parametrize(
     ("bundle", "answered", "said"),
     [
