@@ -127,6 +127,8 @@ GO_SETTINGS = {
     "GOCACHE": str(GO_CACHE / "build"),
     "GOFLAGS": "-buildvcs=false -modcacherw",
     "GOTOOLCHAIN": "auto",
+    # Compilers that collect their garbage less often take up to a quarter less time.
+    "GOGC": "400",
 }
 # Debug information, which the linker would drop, is not made at all.
 GO_FLAGS = ("-trimpath", "-gcflags=all=-dwarf=false")
