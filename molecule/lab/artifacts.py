@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from build import COMPONENTS, HERE, cached, digest, go_built, kubernetes, program, run, tools
+from build import COMPONENTS, HERE, cached, digest, kubernetes, program, run, tools
 
 REPOSITORY = "docker.io/lab"
 CNI_PLUGINS = ("bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "tuning")
@@ -24,6 +24,8 @@ MULTI_CALL = (
     *("etcd", "etcdctl", "etcdutl", "kubeadm", "kubectl", "kubelet"),
     *("kube-apiserver", "kube-controller-manager", "kube-proxy", "kube-scheduler"),
 )
+# Programs that nodes have in an image only.
+IN_IMAGES = ("coredns", "helm", "pause")
 APPLETS = (
     "sh awk base64 cat cp date echo env grep head hostname httpd id ls mkdir mv nc nslookup ping printf rm sed sleep"
     " sort tail test touch tr true wc wget"
@@ -127,16 +129,16 @@ def artifacts(release: str) -> Path:
     """The directory of upstream-named files of one release of lab RKE2."""
     binary = kubernetes(release)
     programs = {name: program(name) for name in COMPONENTS["programs"]}
-    root, pause = tools(), go_built("pause", HERE / "go/pause")
+    root = tools()
     ours = [HERE / name for name in ("rke2", "units", "canal", "charts", "helm", "artifacts.py")]
-    key = digest(*ours, *(path.name for path in (binary, root, pause, *programs.values())))
+    key = digest(*ours, *(path.name for path in (binary, root, *programs.values())))
     tag = release.replace("+", "_")
 
     def make(target: Path) -> None:
         target.mkdir()
         runtime: list[tuple[str, Path | str]] = [("bin/kubernetes", binary)]
         runtime += [(f"bin/{name}", "kubernetes") for name in MULTI_CALL]
-        runtime += [(f"bin/{name}", path) for name, path in programs.items() if name not in ("coredns", "helm")]
+        runtime += [(f"bin/{name}", path) for name, path in programs.items() if name not in IN_IMAGES]
         runtime += [(f"bin/{name}", root / "usr/lib/cni" / name) for name in CNI_PLUGINS]
         distribution = ["/usr/sbin/runc", "/usr/sbin/haproxy"]
         runtime += [(f"bin/{Path(name).name}", root / name[1:]) for name in distribution]
@@ -182,7 +184,7 @@ def artifacts(release: str) -> Path:
         core: dict[str, tuple[list[bytes], list[str]]] = {}
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "etcd"):
             core[f"{REPOSITORY}/{name}:{tag}"] = ([base, kube], [])
-        core[f"{REPOSITORY}/pause:1"] = ([tar_layer([("pause", pause, 0o755)])], ["/pause"])
+        core[f"{REPOSITORY}/pause:1"] = ([tar_layer([("pause", programs["pause"], 0o755)])], ["/pause"])
         core[f"{REPOSITORY}/coredns:1"] = ([tar_layer([("coredns", programs["coredns"], 0o755)])], ["/coredns"])
         helm = [("usr/local/bin/helm", programs["helm"], 0o755), ("entry", HERE / "helm/entry.sh", 0o755)]
         core[f"{REPOSITORY}/klipper-helm:1"] = ([base, tar_layer(helm)], ["/entry"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from build import (
     node_image,
     program,
     remove,
+    required,
     run,
     tools,
 )
@@ -175,7 +175,7 @@ def module_chart(name: str, version: str, module: str, directory: str) -> Path:
 def helm() -> dict[str, Path]:
     """Helm as upstream packs it: place in the bundle -> directory."""
     binary = program("helm")
-    version = COMPONENTS["programs"]["helm"].rpartition("@")[2]
+    version = required("programs/go.mod", "helm.sh/helm/v3")
 
     def make(target: Path) -> None:
         target.mkdir()
@@ -188,8 +188,7 @@ def helm() -> dict[str, Path]:
 def etcd_version() -> str:
     """The release of etcd in the binary of the first release's minor."""
     minor = ".".join(COMPONENTS["releases"][0][1:].split(".")[:2])
-    graph = (HERE / f"go/kubernetes/{minor}.mod").read_text()
-    return str(re.findall(r"go.etcd.io/etcd/server/v3 (v\S+)", graph)[0])
+    return required(f"kubernetes/{minor}.mod", "go.etcd.io/etcd/server/v3")
 
 
 def etcd() -> dict[str, Path]:
@@ -241,18 +240,16 @@ def bundle(target: Path) -> None:
 
 def build() -> None:
     """Build everything; the compiler's caches are deleted once the binaries exist."""
-    with ThreadPoolExecutor(3) as pool:
-        # What the network gives and what the compilers make, side by side: a compiler waits for its modules too.
-        beside: list[Future[Any]] = [pool.submit(lambda: (tools(), node_image(), gate_image(), packages()))]
-        if not chosen("LAB_RKE2"):
-            beside.append(pool.submit(lambda: [program(name) for name in COMPONENTS["programs"]]))
+    with ThreadPoolExecutor(2) as pool:
+        # What the network gives and what the compilers make, side by side.
+        beside: list[Future[Any]] = [pool.submit(images.registry)]
+        beside.append(pool.submit(lambda: (tools(), node_image(), gate_image(), packages())))
         for release in COMPONENTS["releases"]:
             release_files(release)
+        helm()
+        etcd()
+        charts()
         for made in beside:
             made.result()
-    helm()
-    etcd()
-    charts()
-    images.registry()
     if not os.environ.get("METALHUB_KEEP_GO_CACHE"):
         remove(GO_CACHE)

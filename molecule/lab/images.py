@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 import build
-from build import HERE, cached, debian, digest, go_built, go_installed, remove, run, say
+from build import HERE, cached, debian, digest, program, remove, run, say
 
 PLATFORM = HERE / "platform"
 KEYS = frozenset("debian pip npm maven programs files run user entrypoint command env workdir".split())
@@ -221,18 +221,9 @@ def maven_layer(coordinates: str) -> Layer:
     return layer(f"maven-{artifact}", digest("maven", coordinates), fill)
 
 
-def go_program(name: str, source: str, directory: Path) -> Path:
-    """A Go program: of a package@version, or of the module in a directory beside the recipe."""
-    if "@" in source:
-        return go_installed(f"go-{name}-{digest(source)[:8]}", source)
-    if not (directory / source / "go.mod").is_file():
-        sys.exit(f"lab: {directory}/images.yml: {name}: {source} is no package@version and no directory with a go.mod")
-    return go_built(f"go-{name}", directory / source)
-
-
-def programs_layer(programs: Mapping[str, str], directory: Path) -> Layer:
+def programs_layer(names: Iterable[str]) -> Layer:
     """Go programs in /usr/local/bin."""
-    built = {name: go_program(name, source, directory) for name, source in sorted(programs.items())}
+    built = {name: program(name) for name in sorted(names)}
 
     def fill(archive: tarfile.TarFile) -> None:
         for name, path in built.items():
@@ -320,7 +311,7 @@ def image(reference: str, directory: Path, recipe: Recipe) -> tuple[list[Layer],
         layers.append(pip_layer(recipe["pip"]))
         paths, env["PYTHONPATH"] = f"/opt/python/bin:{paths}", "/opt/python"
     if recipe.get("programs"):
-        layers.append(programs_layer(recipe["programs"], directory))
+        layers.append(programs_layer(recipe["programs"]))
     if recipe.get("files"):
         layers.append(files_layer(directory / recipe["files"]))
     env = {"PATH": paths} | env | {key: str(value) for key, value in (recipe.get("env") or {}).items()}
@@ -386,7 +377,8 @@ def publish(tree: Path, reference: str, layers: list[Layer], config: Mapping[str
 
 def registry(platform: Path = PLATFORM) -> Path:
     """The directory with `v2`, the tree of all images of the platform."""
-    wanted = recipes(platform)
+    # What needs no compiler comes first: it is made while others compile.
+    wanted = dict(sorted(recipes(platform).items(), key=lambda item: "programs" in item[1][1]))
     done: list[str] = []
 
     def one(reference: str) -> tuple[str, list[Layer], dict[str, Any]]:

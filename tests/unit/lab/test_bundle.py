@@ -150,7 +150,7 @@ def test_the_bundle_holds_charts_helm_and_images_in_upstreams_forms_and_its_mani
     made = tmp_path / "bundle"
     bundle.bundle(made)
     manifest = {file["path"]: file["sha256"] for file in json.loads((made / "manifest.json").read_text())["files"]}
-    version = build.COMPONENTS["programs"]["helm"].rpartition("@")[2]
+    version = build.required("programs/go.mod", "helm.sh/helm/v3")
     helm, chart = f"helm/{version}/helm-{version}-linux-amd64.tar.gz", "charts/metallb/0.16.1/metallb-0.16.1.tgz"
     assert {helm, chart, "v2/a/b/manifests/1"} <= manifest.keys()
     for path, sealed in manifest.items():

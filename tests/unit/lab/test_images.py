@@ -60,12 +60,38 @@ def test_a_mirror_is_asked_by_the_path_without_the_host(reference: str, place: t
         pytest.param("a.io/b:1: {files: root}\nc.io/b:1: {files: root}", "nothing but their host", id="same-path"),
         pytest.param("a.io/b:1: {}", "has nothing in it", id="empty"),
         pytest.param("a.io/b:1: {files: other}", "is no directory", id="no-files"),
-        pytest.param("a.io/b:1: {programs: {x: nowhere}}", "no directory with a go.mod", id="no-module"),
+        pytest.param(
+            "a.io/b:1: {programs: [nowhere]}", "nowhere is no directory and no tool of a graph", id="no-program"
+        ),
     ],
 )
 def test_a_recipe_that_cannot_be_built_is_refused_in_plain_words(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         images.registry(recipe(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("image", "graph", "module"),
+    [
+        ("jetstack/cert-manager-controller", "programs", "github.com/cert-manager/cert-manager"),
+        ("metallb/controller", "metallb", "go.universe.tf/metallb"),
+        ("metallb/speaker", "metallb", "go.universe.tf/metallb"),
+        ("rancher/local-path-provisioner", "programs", "github.com/rancher/local-path-provisioner"),
+        ("sig-storage/csi-provisioner", "programs", "github.com/kubernetes-csi/external-provisioner/v6"),
+    ],
+)
+def test_an_image_is_called_by_the_release_that_the_graph_has_of_its_program(
+    image: str, graph: str, module: str
+) -> None:
+    assert (image, build.required(f"{graph}/go.mod", module)) in map(images.place, images.recipes())
+
+
+def test_upstreams_charts_are_of_the_release_that_the_graphs_have_of_their_programs() -> None:
+    graphs = {"cert-manager": "programs", "metallb": "metallb"}
+    assert graphs.keys() == build.COMPONENTS["charts"].keys()
+    for name, graph in graphs.items():
+        module, _, version = build.COMPONENTS["charts"][name]["module"].rpartition("@")
+        assert version == build.required(f"{graph}/go.mod", module)
 
 
 def test_a_directory_in_place_of_a_link_of_the_distribution_is_refused(tmp_path: Path) -> None:

@@ -1,3 +1,0 @@
-module lab.example/pause
-
-go 1.25.0
