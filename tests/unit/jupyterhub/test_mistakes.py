@@ -122,7 +122,7 @@ def test_nobody_comes_into_keycloaks_namespace_but_to_the_login_and_keycloak_to_
         policy["metadata"]["name"]: policy["spec"] for policy in roles.decide("__keycloak_policies", "keycloak")
     }
     # An empty list of rules would be dropped by the API, and put back by every run.
-    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     objects = {one["kind"]: one for one in roles.decide("__keycloak_database_objects", "keycloak")}
     labels = objects["StatefulSet"]["spec"]["template"]["metadata"]["labels"]
     database = policies["keycloak-database"]
@@ -133,4 +133,7 @@ def test_nobody_comes_into_keycloaks_namespace_but_to_the_login_and_keycloak_to_
         [{"podSelector": policies["keycloak"]["podSelector"]}, {"podSelector": {"matchLabels": dumps}}],
         [{"port": 5432, "protocol": "TCP"}],
     )
-    assert {"ports": [{"port": 8080, "protocol": "TCP"}]} in policies["keycloak"]["ingress"]
+    login, peers = policies["keycloak"]["ingress"]
+    assert login["ports"] == [{"port": 8080, "protocol": "TCP"}]
+    assert all({"namespaceSelector", "podSelector"} == set(pods) for pods in login["from"])
+    assert peers == {"from": [{"podSelector": policies["keycloak"]["podSelector"]}]}
