@@ -154,6 +154,31 @@ def test_the_token_of_the_vault_opens_every_server_and_the_one_before_none(lab: 
 
 
 @pytest.mark.shard("rotate")
+@pytest.mark.proves("restore-token-rotated")
+def test_a_snapshot_from_before_a_rotation_comes_back_with_the_token_of_its_day(lab: Lab, site: Path) -> None:
+    old, new = lab.secrets()["vault_site_rke2_token"], secrets.token_hex(32)
+    well(lab.drive("snapshot", "save", "--name", "before-token", root=site))
+    found = well(lab.drive("snapshot", "list", root=site)).document["snapshots"]
+    (name,) = {one["name"] for one in found if one["name"].startswith(f"before-token-{lab.servers[0]}-")}
+    seal(lab, site, vault_site_rke2_token=new, vault_site_rke2_token_before=old)
+    well(lab.drive("rotate", "token", root=site))
+    ids = {lab.cluster(server) for server in lab.servers}
+
+    done = lab.drive("restore", name, "--confirm", "lab", root=site)
+    assert done.status == 1
+    assert "was taken with another server token" in done.message
+    assert {lab.cluster(server) for server in lab.servers} == ids
+
+    # What the refusal says: that token into the vault, and the same command.
+    seal(lab, site, vault_site_rke2_token=old)
+    well(lab.drive("restore", name, "--confirm", "lab", root=site))
+    assert {(opens(lab, server, old), opens(lab, server, new)) for server in lab.servers} == {(200, 401)}
+    eventually("all nodes Ready", lab.healthy)
+    assert well(lab.drive("check", "--until", "canal", root=site)).document["changed"] == 0
+    well(lab.drive("snapshot", "prune", "--keep", "0", "--days", "0", root=site))
+
+
+@pytest.mark.shard("rotate")
 @pytest.mark.proves("rotate-agent-token")
 def test_agents_start_with_another_token_and_the_old_one_opens_no_server(lab: Lab, site: Path) -> None:
     old, new = lab.secrets()["vault_site_rke2_agent_token"], secrets.token_hex(32)
