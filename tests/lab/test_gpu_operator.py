@@ -232,8 +232,8 @@ def test_a_worker_is_cut_as_its_layout_says_and_a_second_run_changes_nothing(lab
     assert offers(lab, lab.agents[0]) == {"gpu": 8}
     recap = lab.play("-e", TEACHING, playbooks=OPERATION)
     assert (recap.status, recap.changed) == (0, {}), recap.output[-3000:]
-    # As the site says: this worker is to have whole GPUs.
-    recap = lab.play("--tags", "verify", playbooks=STAGE)
+    # Without a layout of its own this worker is to have whole GPUs.
+    recap = lab.play("-e", json.dumps(LAYOUTS), "--tags", "verify", playbooks=STAGE)
     assert recap.status == 2
     assert f"{CUT} has the MIG layout teaching-" in " ".join(recap.output.split()), recap.output[-3000:]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -120,4 +121,6 @@ def manage() -> None:
 
 
 if __name__ == "__main__":
+    # The first process of a container ends by no signal that it does not ask for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     {"plugins": plugins, "mig-manager": manage}[sys.argv[1]]()
