@@ -344,6 +344,9 @@ def test_a_release_whose_helm_was_killed_is_reported_and_taken_back_only_when_as
             eventually("Helm is at work on the release", lambda: release.history() == stuck, 60)
             job = ("get", "jobs.batch", NAME, "-o", "jsonpath={.spec.template.spec.containers[0].command[2]}")
             eventually("Helm waits for the hook", lambda: release.kubectl(*job) == "sleep 600", 60)
+            # After that nothing changes any more by itself.
+            ready = (*job[:-1], "jsonpath={.status.ready}")
+            eventually("the hook runs", lambda: release.kubectl(*ready) == "1", 60)
         finally:
             helm.kill()
 

@@ -290,9 +290,9 @@ def test_directory_provider_mail_and_second_factor_are_there_when_asked_for_and_
     other |= {"keycloak_ldap_password": "another-canary"}
     recap = lab.play("-e", json.dumps(other), playbooks=STAGE)
     assert (recap.status, recap.changed) == (0, {"localhost": 1}), recap.output[-3000:]
-    # None of them is named any more: mail, second factor and the client's mark go, two are switched off.
+    # None of them is named any more: mail, second factor, the client's mark and ways out go, two are switched off.
     recap = lab.play(playbooks=STAGE)
-    assert (recap.status, recap.changed) == (0, {"localhost": 5}), recap.output[-3000:]
+    assert (recap.status, recap.changed) == (0, {"localhost": 6}), recap.output[-3000:]
     (federation,) = keycloak.api("GET", f"{keycloak.realm}/{FEDERATIONS}").json
     assert federation["config"]["enabled"] == ["false"]
     assert not keycloak.api("GET", keycloak.realm).json.get("smtpServer")

@@ -22,7 +22,7 @@ def test_a_second_run_reports_no_change_and_makes_none(lab: Lab) -> None:
 
 def revisions(lab: Lab) -> dict[str, str]:
     """Every release of Helm and its revision, by namespace and name."""
-    template = "{range .items[*]}{.metadata.namespace}/{.metadata.labels.name} {.metadata.labels.version}{'\\n'}{end}"
+    template = '{range .items[*]}{.metadata.namespace}/{.metadata.labels.name} {.metadata.labels.version}{"\\n"}{end}'
     words = ("get", "secrets", "-A", "-l", "owner=helm,status=deployed", "-o", f"jsonpath={template}")
     return dict(line.split() for line in lab.kubectl(*words).splitlines())
 
